@@ -1,0 +1,44 @@
+import type { Redis } from "ioredis";
+import { ENDING_PRIORITY, isExplainId, keys, roleOfJobId, studentStageId } from "./names.ts";
+import type { Queues } from "./open-queues.ts";
+
+/**
+ * BullMQ can't cancel a job of another process, so a cancel is a flag in Redis that no one takes back, and a broadcast.
+ *
+ *   waiting ──flag──► the view says cancelled ──ending priority──► a worker ends it without any model
+ *   running ──flag, broadcast──► the worker aborts the request and ends it
+ *
+ * The flag comes first: whatever dies after it, the job can only end as cancelled, or completed if that was quicker.
+ */
+const FLAG_TTL_SECONDS = 7 * 86_400;
+
+export async function requestCancel(queues: Queues, jobId: string, now = Date.now()): Promise<void> {
+  await queues.redis.set(keys.cancelled(jobId), now, "EX", FLAG_TTL_SECONDS);
+  await queues.redis.publish(keys.cancelChannel, jobId);
+  await moveToEnding(queues, jobId);
+}
+
+/** Puts the stage that waits to the front, where a worker ends it whichever model is resident. A running or finished stage is left as it is. */
+export async function moveToEnding(queues: Queues, jobId: string): Promise<void> {
+  const stages = isExplainId(jobId)
+    ? [queues.student.getJob(studentStageId(jobId)), queues.talker.getJob(jobId)]
+    : [queues[roleOfJobId(jobId) ?? "student"].getJob(jobId)];
+  for (const job of await Promise.all(stages)) {
+    if (job !== undefined && job.finishedOn === undefined) {
+      if (await job.isDelayed()) await job.promote();
+      await job.changePriority({ priority: ENDING_PRIORITY });
+    }
+  }
+}
+
+/** When the cancel was asked for, epoch milliseconds; null when it was not. */
+export async function cancelledAt(redis: Redis, jobId: string): Promise<number | null> {
+  const value = await redis.get(keys.cancelled(jobId));
+  return value === null ? null : Number(value);
+}
+
+/** Calls back for every cancel broadcast from now on. `subscriber` is a connection of its own, closed by the caller. */
+export async function listenForCancels(subscriber: Redis, onCancel: (jobId: string) => void): Promise<void> {
+  subscriber.on("message", (_channel: string, jobId: string) => onCancel(jobId));
+  await subscriber.subscribe(keys.cancelChannel);
+}

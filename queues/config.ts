@@ -1,0 +1,162 @@
+import os from "node:os";
+import path from "node:path";
+import { z } from "zod";
+import { MathllmError } from "./errors.ts";
+import type { Role } from "./names.ts";
+
+/**
+ * The environment: one schema with units, bounds and defaults. `.env.example` documents the same names.
+ * An empty value counts as unset, so that `NAME=` in a file means the default.
+ */
+
+const port = (fallback: number) => z.coerce.number().int().min(0).max(65_535).default(fallback);
+const milliseconds = (fallback: number) => z.coerce.number().int().min(1).max(86_400_000).default(fallback);
+const flag = z
+  .enum(["0", "1", "true", "false"], { error: "expected 0, 1, true or false" })
+  .transform((value) => value === "1" || value === "true");
+
+const shippedModel = (file: string) => path.join(import.meta.dirname, "..", "models", file);
+
+function profileShape<R extends string>(prefix: R, defaults: { model: string; port: number; maxNumSeqs: number; draft?: string }) {
+  return {
+    [`${prefix}_MODE`]: z.enum(["embedded"]).default("embedded"),
+    [`${prefix}_MODEL`]: z.string().default(defaults.model),
+    [`${prefix}_PORT`]: port(defaults.port),
+    [`${prefix}_MAX_MODEL_LEN`]: z.coerce.number().int().min(64).max(1_048_576).default(4096),
+    [`${prefix}_MAX_NUM_SEQS`]: z.coerce.number().int().min(1).max(256).default(defaults.maxNumSeqs),
+    [`${prefix}_MAX_TOKENS`]: z.coerce.number().int().min(1).max(131_072).default(1024),
+    [`${prefix}_SPECULATIVE_ENABLED`]: flag.default(false),
+    [`${prefix}_DRAFT_MODEL`]: defaults.draft === undefined ? z.string().optional() : z.string().default(defaults.draft),
+    [`${prefix}_NGL`]: z.coerce.number().int().min(0).max(10_000).optional(),
+    [`${prefix}_THREADS`]: z.coerce.number().int().min(1).max(1024).optional(),
+  };
+}
+
+export const environmentShape: Record<string, z.ZodType> = {
+  REDIS_URL: z
+    .string()
+    .regex(/^rediss?:\/\//, "expected redis://host:port or rediss://host:port")
+    .optional(),
+  REDIS_APPENDFSYNC: z.enum(["always", "everysec"]).default("always"),
+  REDIS_SERVER_BIN: z.string().optional(),
+  HOST: z.string().default("127.0.0.1"),
+  PORT: port(3000),
+  DATA_DIR: z.string().default(".mathllm"),
+  TELEMETRY_LOG: z.string().default("/tmp/mathllm_telemetry.jsonl"),
+  LOG_LEVEL: z.enum(["fatal", "error", "warn", "info", "debug", "trace", "silent"]).default("info"),
+  HF_TOKEN: z.string().optional(),
+  GPU_ID: z
+    .string()
+    .regex(/^[\w.:-]{1,100}$/, "expected up to 100 letters, digits, and any of . : _ -")
+    .optional(),
+  GPU_POLICY: z.enum(["exhaustive", "fifo"]).default("exhaustive"),
+  LEASE_TTL_MS: milliseconds(15_000),
+  ENGINE_START_TIMEOUT_MS: milliseconds(300_000),
+  SHUTDOWN_GRACE_MS: milliseconds(30_000),
+  JOB_TIMEOUT_MS: milliseconds(300_000),
+  JOB_ATTEMPTS: z.coerce.number().int().min(1).max(100).default(3),
+  JOB_RETENTION_SECONDS: z.coerce.number().int().min(60).max(31_536_000).default(86_400),
+  BODY_LIMIT_BYTES: z.coerce.number().int().min(1024).max(104_857_600).default(262_144),
+  ...profileShape("STUDENT", { model: shippedModel("student.gguf"), port: 8009, maxNumSeqs: 8, draft: shippedModel("draft.gguf") }),
+  ...profileShape("TALKER", { model: shippedModel("talker.gguf"), port: 8010, maxNumSeqs: 6 }),
+};
+
+/** How one role's model server is run. Token counts are per sequence. */
+export interface ModelProfile {
+  role: Role;
+  mode: "embedded";
+  /** A path to a GGUF file, or `hf:user/repository:quantisation`. */
+  model: string;
+  /** 0 takes a free port. */
+  port: number;
+  maxModelLen: number;
+  maxNumSeqs: number;
+  /** The most tokens one answer may have. */
+  maxTokens: number;
+  speculative: { enabled: boolean; draftModel?: string };
+  /** Layers on the GPU; undefined lets the engine choose. */
+  ngl?: number;
+  /** CPU threads; undefined lets the engine choose by the model's size. */
+  threads?: number;
+}
+
+export interface Config {
+  /** undefined: a private embedded Redis under `dataDir`. */
+  redisUrl?: string;
+  redisAppendfsync: "always" | "everysec";
+  redisServerBin?: string;
+  host: string;
+  port: number;
+  /** Absolute. */
+  dataDir: string;
+  telemetryLog: string;
+  logLevel: string;
+  hfToken?: string;
+  gpuId?: string;
+  gpuPolicy: "exhaustive" | "fifo";
+  leaseTtlMs: number;
+  engineStartTimeoutMs: number;
+  shutdownGraceMs: number;
+  jobTimeoutMs: number;
+  jobAttempts: number;
+  jobRetentionSeconds: number;
+  bodyLimitBytes: number;
+  profiles: Record<Role, ModelProfile>;
+}
+
+/**
+ * Reads the environment. Throws `invalid-configuration` naming every wrong variable with what was expected and what came;
+ * the value itself is left out where it is a secret.
+ */
+export function readConfig(env: Record<string, string | undefined> = process.env): Config {
+  const given = Object.fromEntries(Object.keys(environmentShape).map((name) => [name, env[name] === "" ? undefined : env[name]]));
+  const parsed = z.object(environmentShape).safeParse(given);
+  if (!parsed.success) {
+    const lines = parsed.error.issues.map((issue) => {
+      const name = String(issue.path[0]);
+      const came = name === "HF_TOKEN" || name === "REDIS_URL" ? "a value that is not shown" : JSON.stringify(given[name]);
+      return `${name}: ${issue.message}; got ${came}`;
+    });
+    throw new MathllmError("invalid-configuration", `${lines.join("\n")}\nSee .env.example for every variable with its unit and default.`);
+  }
+  // biome-ignore lint/suspicious/noExplicitAny: the shape is built from names, so its inferred type is a record
+  const e = parsed.data as any;
+  const profile = (role: Role, p: "STUDENT" | "TALKER"): ModelProfile => ({
+    role,
+    mode: e[`${p}_MODE`],
+    model: e[`${p}_MODEL`],
+    port: e[`${p}_PORT`],
+    maxModelLen: e[`${p}_MAX_MODEL_LEN`],
+    maxNumSeqs: e[`${p}_MAX_NUM_SEQS`],
+    maxTokens: e[`${p}_MAX_TOKENS`],
+    speculative: { enabled: e[`${p}_SPECULATIVE_ENABLED`], draftModel: e[`${p}_DRAFT_MODEL`] },
+    ngl: e[`${p}_NGL`],
+    threads: e[`${p}_THREADS`],
+  });
+  return {
+    redisUrl: e.REDIS_URL,
+    redisAppendfsync: e.REDIS_APPENDFSYNC,
+    redisServerBin: e.REDIS_SERVER_BIN,
+    host: e.HOST,
+    port: e.PORT,
+    dataDir: path.resolve(e.DATA_DIR),
+    telemetryLog: e.TELEMETRY_LOG,
+    logLevel: e.LOG_LEVEL,
+    hfToken: e.HF_TOKEN,
+    gpuId: e.GPU_ID,
+    gpuPolicy: e.GPU_POLICY,
+    leaseTtlMs: e.LEASE_TTL_MS,
+    engineStartTimeoutMs: e.ENGINE_START_TIMEOUT_MS,
+    shutdownGraceMs: e.SHUTDOWN_GRACE_MS,
+    jobTimeoutMs: e.JOB_TIMEOUT_MS,
+    jobAttempts: e.JOB_ATTEMPTS,
+    jobRetentionSeconds: e.JOB_RETENTION_SECONDS,
+    bodyLimitBytes: e.BODY_LIMIT_BYTES,
+    profiles: { student: profile("student", "STUDENT"), talker: profile("talker", "TALKER") },
+  };
+}
+
+/** A short name of this host that a lease can be compared by: pids and start times mean something only on one boot of one host. */
+export function hostName(): string {
+  return os.hostname();
+}

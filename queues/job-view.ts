@@ -1,0 +1,232 @@
+import type { Job, JobState } from "bullmq";
+import { cancelledAt } from "./cancellation.ts";
+import type { JobData, JobError, JobStatus, JobView, StageResult, WorkerStatus } from "./contracts.ts";
+import { jobDataSchema, stageProgressSchema } from "./contracts.ts";
+import { ERRORS, type ErrorCode, parseFailedReason } from "./errors.ts";
+import { isExplainId, type Role, roleOfJobId, studentStageId } from "./names.ts";
+import type { MathsQueue, Queues } from "./open-queues.ts";
+import { estimateStartMs } from "./start-estimate.ts";
+import { liveWorkers } from "./worker-status.ts";
+
+/** One stage as it stands in BullMQ. */
+export interface StageSnapshot {
+  role: Role;
+  state: JobState | "unknown";
+  attempts: number;
+  pickedAt: number | null;
+  firstTokenAt: number | null;
+  finishedAt: number | null;
+  failedReason: string | null;
+  result: StageResult | null;
+}
+
+export interface JobSnapshot {
+  jobId: string;
+  data: JobData;
+  /** In the order they run: one, or the Student and then the Talker. */
+  stages: StageSnapshot[];
+  cancelledAt: number | null;
+  /** Jobs picked before the stage that waits; null when none waits. */
+  position: number | null;
+  estimatedStartMs: number | null;
+  liveWorkers: WorkerStatus[];
+  now: number;
+}
+
+/** Reads a job and everything its view needs. undefined: unknown or expired. */
+export async function loadJobView(queues: Queues, jobId: string, now = Date.now()): Promise<JobView | undefined> {
+  const role = roleOfJobId(jobId);
+  if (role === undefined) return undefined;
+  const job = await queues[role].getJob(jobId);
+  if (job === undefined) return undefined;
+  const [own, child, cancelled, workers] = await Promise.all([
+    loadStage(queues[role], job, role),
+    isExplainId(jobId) ? loadStudentStage(queues, job) : undefined,
+    cancelledAt(queues.redis, jobId),
+    liveWorkers(queues.redis, now),
+  ]);
+  const stages = child === undefined ? [own] : [child, own];
+  const waiting = stages.find((stage) => stage.state === "waiting" || stage.state === "prioritized");
+  const position = waiting && (await positionOf(queues[waiting.role], waiting.role === role ? jobId : studentStageId(jobId)));
+  const estimatedStartMs = waiting && typeof position === "number" ? await estimateStartMs(queues, waiting.role, position, workers) : null;
+  return toJobView({
+    jobId,
+    data: jobDataSchema.parse(job.data),
+    stages,
+    cancelledAt: cancelled,
+    position: position ?? null,
+    estimatedStartMs,
+    liveWorkers: workers,
+    now,
+  });
+}
+
+async function loadStage(queue: MathsQueue, job: Job<JobData, StageResult>, role: Role): Promise<StageSnapshot> {
+  const state = await queue.getJobState(job.id!);
+  return {
+    role,
+    state,
+    attempts: job.attemptsStarted,
+    pickedAt: job.processedOn ?? null,
+    firstTokenAt: job.returnvalue?.firstTokenAt ?? stageProgressSchema.safeParse(job.progress).data?.firstTokenAt ?? null,
+    finishedAt: job.finishedOn ?? null,
+    failedReason: job.failedReason || null,
+    result: job.returnvalue ?? null,
+  };
+}
+
+/** The child job, or what the parent remembers of it once the child itself has expired. */
+async function loadStudentStage(queues: Queues, parent: Job<JobData, StageResult>): Promise<StageSnapshot> {
+  const child = await queues.student.getJob(studentStageId(parent.id!));
+  if (child !== undefined) return loadStage(queues.student, child, "student");
+  const [result] = Object.values(await parent.getChildrenValues<StageResult>());
+  const gone = { role: "student", attempts: 0, pickedAt: null, firstTokenAt: result?.firstTokenAt ?? null, finishedAt: null } as const;
+  return { ...gone, state: result === undefined ? "unknown" : "completed", failedReason: null, result: result ?? null };
+}
+
+/** BullMQ takes the `wait` list from its tail (stalled jobs that came back), then `prioritized` in order. */
+async function positionOf(queue: MathsQueue, id: string): Promise<number | null> {
+  const redis = await queue.getBackendClient();
+  const [waitLength, rank, fromTail] = await Promise.all([
+    redis.llen(queue.toKey("wait")),
+    redis.zrank(queue.toKey("prioritized"), id),
+    redis.lpos(queue.toKey("wait"), id, "RANK", -1),
+  ]);
+  if (fromTail !== null) return waitLength - 1 - fromTail;
+  return rank === null ? null : waitLength + rank;
+}
+
+/** The public view of a snapshot. Pure. */
+export function toJobView(job: JobSnapshot): JobView {
+  const { data, stages } = job;
+  const last = stages[stages.length - 1]!;
+  const outcome = outcomeOf(job);
+  const picked = stages.find((stage) => stage.pickedAt !== null);
+  const student = stages.find((stage) => stage.role === "student")?.result ?? null;
+  const talker = stages.find((stage) => stage.role === "talker")?.result ?? null;
+  const results = [student, talker].filter((result) => result !== null);
+  return {
+    jobId: job.jobId,
+    status: outcome.status,
+    model: data.kind === "talk" ? "talker" : "student",
+    priority: data.priority,
+    stages: stages.map((stage) => ({
+      model: stage.role,
+      status: stageStatus(stage),
+      attempts: stage.attempts,
+      pickedAt: stage.pickedAt,
+      firstTokenAt: stage.firstTokenAt,
+      finishedAt: stage.finishedAt,
+      error: stageError(stage),
+    })),
+    position: outcome.terminal ? null : job.position,
+    estimatedStartMs: outcome.terminal ? null : job.estimatedStartMs,
+    reason: outcome.terminal ? null : reasonOf(job),
+    timestamps: {
+      acceptedAt: data.acceptedAt,
+      pickedAt: picked?.pickedAt ?? null,
+      firstTokenAt: stages.find((stage) => stage.firstTokenAt !== null)?.firstTokenAt ?? null,
+      finishedAt: outcome.terminal ? (last.finishedAt ?? outcome.endedAt) : null,
+    },
+    result:
+      results.length === 0 || !outcome.terminal
+        ? null
+        : {
+            answer: student?.answer ?? null,
+            solution: student?.text ?? null,
+            explanation: talker?.text ?? null,
+            truncated: results.some((result) => result.truncated),
+            cached: false,
+            usage: {
+              promptTokens: results.reduce((sum, result) => sum + result.usage.promptTokens, 0),
+              completionTokens: results.reduce((sum, result) => sum + result.usage.completionTokens, 0),
+            },
+          },
+    error: outcome.error,
+    metadata: data.metadata ?? {},
+    links: { self: `/jobs/${job.jobId}` },
+  };
+}
+
+interface Outcome {
+  status: JobStatus;
+  terminal: boolean;
+  error: JobError | null;
+  /** When it became certain, for a job that no worker has ended yet. */
+  endedAt: number | null;
+}
+
+/**
+ * The first rule that holds decides:
+ *   the last stage completed                       completed
+ *   a stage failed as cancelled                    cancelled
+ *   only the explanation failed (not by time)      completed: the solution stands, the stage carries the error
+ *   a stage failed                                 failed, with that stage's error
+ *   cancelled or too late, and no stage running    cancelled, failed (a worker can only end it that way)
+ *   a stage was ever picked                        active
+ *   otherwise                                      waiting, or delayed
+ */
+function outcomeOf(job: JobSnapshot): Outcome {
+  const { stages, data } = job;
+  const last = stages[stages.length - 1]!;
+  const ended = (status: JobStatus, error: JobError | null, endedAt: number | null = null): Outcome => ({
+    status,
+    terminal: true,
+    error,
+    endedAt,
+  });
+  if (last.state === "completed") return ended("completed", null);
+  const failed = stages.find((stage) => stage.state === "failed");
+  if (failed !== undefined) {
+    const error = stageError(failed)!;
+    if (error.code === "cancelled") return ended("cancelled", error, failed.finishedAt);
+    const onlyExplanation = stages.length === 2 && failed === last;
+    if (onlyExplanation && error.code !== "deadline-exceeded") return ended("completed", null);
+    return ended("failed", error, failed.finishedAt);
+  }
+  if (!stages.some((stage) => stage.state === "active")) {
+    if (job.cancelledAt !== null) return ended("cancelled", errorOf("cancelled", "Cancelled on request."), job.cancelledAt);
+    if (data.deadlineAt !== undefined && data.deadlineAt <= job.now) {
+      return ended("failed", errorOf("deadline-exceeded", deadlineDetail(data)), data.deadlineAt);
+    }
+  }
+  const started = stages.some((stage) => stage.attempts > 0);
+  const status = started ? "active" : stages.some((stage) => stage.state === "delayed") ? "delayed" : "waiting";
+  return { status, terminal: false, error: null, endedAt: null };
+}
+
+export function deadlineDetail(data: Pick<JobData, "acceptedAt" | "deadlineAt">): string {
+  return `The job was to end within ${(data.deadlineAt ?? 0) - data.acceptedAt} ms of its acceptance and did not. Raise timeoutMs, or send it when less is waiting.`;
+}
+
+function stageStatus(stage: StageSnapshot): JobStatus {
+  switch (stage.state) {
+    case "completed":
+    case "active":
+    case "delayed":
+      return stage.state;
+    case "failed":
+      return stageError(stage)?.code === "cancelled" ? "cancelled" : "failed";
+    default:
+      return "waiting";
+  }
+}
+
+function stageError(stage: StageSnapshot): JobError | null {
+  if (stage.state !== "failed") return null;
+  const { code, detail } = parseFailedReason(stage.failedReason ?? "the reason was not recorded");
+  return errorOf(code, detail);
+}
+
+function errorOf(code: ErrorCode, detail: string): JobError {
+  return { code, title: ERRORS[code].title, detail };
+}
+
+function reasonOf(job: JobSnapshot): string | null {
+  const running = job.stages.some((stage) => stage.state === "active");
+  if (running) return null;
+  if (job.liveWorkers.length === 0) return "no-worker";
+  const waiting = job.stages.find((stage) => stage.state !== "completed");
+  const refusal = job.liveWorkers.map((worker) => waiting && worker.models[waiting.role].error).find((error) => error != null);
+  return refusal == null ? null : `model-unavailable: ${refusal}`;
+}

@@ -1,0 +1,61 @@
+/** Names that both sides of Redis share. Importing this file has no side effects. */
+
+/** The two models' roles. A role names a queue, a model server and a profile. */
+export const ROLES = ["student", "talker"] as const;
+export type Role = (typeof ROLES)[number];
+
+/** The hash tag keeps every key in one Redis Cluster slot, which flows across both queues need. */
+export const KEY_PREFIX = "{mathllm}";
+
+export const PRIORITY_CLASSES = ["interactive", "normal", "batch"] as const;
+export type PriorityClass = (typeof PRIORITY_CLASSES)[number];
+
+/**
+ * BullMQ priorities, lower first. A job without one would run before all others, so every job gets one.
+ * `ENDING_PRIORITY` is for jobs that only have to be ended (cancelled, too late, their Student failed): no model is needed.
+ */
+export const ENDING_PRIORITY = 1;
+export const CLASS_PRIORITY: Record<PriorityClass, number> = { interactive: 10, normal: 100, batch: 1000 };
+
+/** A job's kind stands at the front of its id, so that an id alone tells which queue holds it. */
+export const JOB_KINDS = ["solve", "talk", "explain"] as const;
+export type JobKind = (typeof JOB_KINDS)[number];
+
+const ID_PATTERN = /^(solve|talk|explain)-[0-9a-f]{32}$/;
+
+/** The queue that holds the job a client knows under this id; undefined when the id is not one of ours. */
+export function roleOfJobId(jobId: string): Role | undefined {
+  const kind = ID_PATTERN.exec(jobId)?.[1];
+  if (kind === undefined) return undefined;
+  return kind === "solve" ? "student" : "talker";
+}
+
+export function newJobId(kind: JobKind): string {
+  return `${kind}-${crypto.randomUUID().replaceAll("-", "")}`;
+}
+
+export function isExplainId(jobId: string): boolean {
+  return jobId.startsWith("explain-");
+}
+
+/** The Student stage of an `explain` job is a child job of its own. */
+export function studentStageId(jobId: string): string {
+  return `${jobId}-solve`;
+}
+
+/** The id a client knows, given the id of any stage. */
+export function clientJobId(stageId: string): string {
+  return stageId.replace(/-solve$/, "");
+}
+
+export const keys = {
+  workers: `${KEY_PREFIX}:workers`,
+  deadlines: `${KEY_PREFIX}:deadlines`,
+  cancelChannel: `${KEY_PREFIX}:cancel`,
+  cancelled: (jobId: string) => `${KEY_PREFIX}:cancelled:${jobId}`,
+  idempotency: (digest: string) => `${KEY_PREFIX}:idempotency:${digest}`,
+  tokenStream: (jobId: string) => `${KEY_PREFIX}:tokens:${jobId}`,
+  lease: (gpuId: string) => `${KEY_PREFIX}:gpu:${gpuId}:lease`,
+  leaseHolder: (gpuId: string) => `${KEY_PREFIX}:gpu:${gpuId}:holder`,
+  leaseFence: (gpuId: string) => `${KEY_PREFIX}:gpu:${gpuId}:fence`,
+};

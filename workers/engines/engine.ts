@@ -1,0 +1,64 @@
+import type { ModelProfile } from "../../queues/config.ts";
+
+/** A running model server: a process with a port that speaks the OpenAI chat API. */
+export interface Endpoint {
+  /** `http://127.0.0.1:8009`, without `/v1`. */
+  baseUrl: string;
+  pid: number;
+  /** Field 22 of /proc/PID/stat (clock ticks since boot), so that a recycled pid is not mistaken for the server; null off Linux. */
+  startTicks: number | null;
+}
+
+/** What a model server says of itself when it is ready. */
+export interface ReadyModel {
+  /** The name the server answers to. */
+  modelId: string;
+  /** SHA-256 of the weight file, hex. */
+  digest: string;
+  /** Tokens per sequence: the smaller of `maxModelLen` and what the model was trained for. */
+  contextTokens: number;
+}
+
+export interface Footprint {
+  weightsBytes: number;
+  contextBytes: number;
+}
+
+/** Counters since the start of the server; null where the engine does not report one. */
+export interface EngineMetrics {
+  requestsRunning: number;
+  requestsWaiting: number | null;
+  promptTokensTotal: number;
+  completionTokensTotal: number;
+  draftTokensTotal: number | null;
+  draftAcceptedTokensTotal: number | null;
+}
+
+export interface EngineExit {
+  code: number | null;
+  signal: NodeJS.Signals | null;
+  /** The last lines the server printed. */
+  lastLines: string[];
+}
+
+/**
+ * One model server of one profile. Used once: start, ready, stop.
+ *
+ *   new ──start()──► starting ──ready()──► ready ──stop()──► stopped
+ *                        └── the process exits by itself ──► exited (see `exited`)
+ */
+export interface Engine {
+  /** Spawns the server; resolves when its process exists. Throws `model-missing`, `model-invalid`, `port-in-use`. */
+  start(profile: ModelProfile): Promise<Endpoint>;
+  /** Resolves when the server has loaded the model and has generated one token. Throws `engine-failed` with the last lines when it exits or `timeoutMs` passes. */
+  ready(timeoutMs: number): Promise<ReadyModel>;
+  /** Resolves only when the process is gone and its memory with it; kills it after `graceMs`. Safe to call twice and before `ready`. */
+  stop(graceMs: number): Promise<void>;
+  /** Bytes the profile would need, read from the model's own file, before anything is loaded. */
+  footprint(profile: ModelProfile): Promise<Footprint>;
+  metrics(): Promise<EngineMetrics>;
+  /** Resolves when the process has exited, asked to or not. Never rejects. */
+  readonly exited: Promise<EngineExit>;
+}
+
+export type EngineFactory = (profile: ModelProfile) => Engine;
