@@ -18,14 +18,16 @@ export async function requestCancel(queues: Queues, jobId: string, now = Date.no
   await moveToEnding(queues, jobId);
 }
 
-/** Puts the stage that waits to the front, where a worker ends it whichever model is resident. A running or finished stage is left as it is. */
+/**
+ * Puts the stage that waits to the front, where a worker ends it whichever model is resident. A running or finished
+ * stage is left as it is; one that waits for its retry gets there when it is due.
+ */
 export async function moveToEnding(queues: Queues, jobId: string): Promise<void> {
   const stages = isExplainId(jobId)
     ? [queues.student.getJob(studentStageId(jobId)), queues.talker.getJob(jobId)]
     : [queues[roleOfJobId(jobId) ?? "student"].getJob(jobId)];
   for (const job of await Promise.all(stages)) {
     if (job !== undefined && job.finishedOn === undefined) {
-      if (await job.isDelayed()) await job.promote();
       await job.changePriority({ priority: ENDING_PRIORITY });
     }
   }

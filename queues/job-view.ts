@@ -47,7 +47,7 @@ export async function loadJobView(queues: Queues, jobId: string, now = Date.now(
   ]);
   const stages = child === undefined ? [own] : [child, own];
   const waiting = stages.find((stage) => stage.state === "waiting" || stage.state === "prioritized");
-  const position = waiting && (await positionOf(queues[waiting.role], waiting.role === role ? jobId : studentStageId(jobId)));
+  const position = waiting && (await positionOf(queues, waiting.role, waiting.role === role ? jobId : studentStageId(jobId)));
   const estimatedStartMs = waiting && typeof position === "number" ? await estimateStartMs(queues, waiting.role, position, workers) : null;
   return toJobView({
     jobId,
@@ -85,8 +85,8 @@ async function loadStudentStage(queues: Queues, parent: Job<JobData, StageResult
 }
 
 /** BullMQ takes the `wait` list from its tail (stalled jobs that came back), then `prioritized` in order. */
-async function positionOf(queue: MathsQueue, id: string): Promise<number | null> {
-  const redis = await queue.getBackendClient();
+async function positionOf({ redis, ...queues }: Queues, role: Role, id: string): Promise<number | null> {
+  const queue = queues[role];
   const [waitLength, rank, fromTail] = await Promise.all([
     redis.llen(queue.toKey("wait")),
     redis.zrank(queue.toKey("prioritized"), id),

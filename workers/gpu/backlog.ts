@@ -1,0 +1,70 @@
+import type { Redis } from "ioredis";
+import { CLASS_PRIORITY, ENDING_PRIORITY, KEY_PREFIX, PRIORITY_CLASSES, type PriorityClass, type Role } from "../../queues/names.ts";
+
+/** What stands in one queue at one moment. */
+export interface QueueBacklog {
+  /** Jobs that could start now: waiting, prioritised, and delayed ones that are due; 0 while paused. */
+  depth: number;
+  /** Of those, jobs that only have to be ended and need no model. */
+  ending: number;
+  /** Jobs in BullMQ's `wait` list: they came back from a worker that died. They are taken before all others. */
+  returned: number;
+  /** Acceptance of the next job of each class, epoch milliseconds. */
+  oldest: Record<PriorityClass, number | null>;
+  /** When the next delayed job is due, epoch milliseconds; null when there is none. */
+  nextDueAt: number | null;
+}
+
+export type Backlog = Record<Role, QueueBacklog>;
+
+/**
+ * Reads a queue in one step. BullMQ orders `prioritized` by priority · 2³² + a counter, `delayed` by due time · 4096 + a
+ * counter. Delayed jobs are promoted only by a script on their own queue, so the due ones of the model that is not resident
+ * are counted here as work.
+ * KEYS: wait, prioritized, delayed, meta. ARGV: now, job key prefix, ending priority, one priority per class.
+ */
+const BACKLOG_SCRIPT = `
+local paused = redis.call('HEXISTS', KEYS[4], 'paused') == 1
+local function arrival(id)
+  return id and tonumber(redis.call('HGET', ARGV[2] .. id, 'timestamp') or false) or false
+end
+local function between(priority)
+  return priority * 4294967296, '(' .. string.format('%.0f', (priority + 1) * 4294967296)
+end
+local returned = redis.call('LLEN', KEYS[1])
+local prioritized = redis.call('ZCARD', KEYS[2])
+local due = redis.call('ZCOUNT', KEYS[3], '-inf', string.format('%.0f', (tonumber(ARGV[1]) + 1) * 4096 - 1))
+local from, to = between(tonumber(ARGV[3]))
+local ending = redis.call('ZCOUNT', KEYS[2], string.format('%.0f', from), to)
+local next = redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')
+local result = { paused and 0 or returned + prioritized + due, ending, returned, next[2] and math.floor(tonumber(next[2]) / 4096) or false }
+local first = returned > 0 and arrival(redis.call('LINDEX', KEYS[1], -1)) or (due > 0 and arrival(next[1]))
+table.insert(result, first or false)
+for i = 4, #ARGV do
+  local low, high = between(tonumber(ARGV[i]))
+  table.insert(result, arrival(redis.call('ZRANGEBYSCORE', KEYS[2], string.format('%.0f', low), high, 'LIMIT', 0, 1)[1]))
+end
+return result
+`;
+
+type Script = (keyCount: number, ...args: (string | number)[]) => Promise<(number | null)[]>;
+
+/** A reader of both queues' backlog over `redis`: one round trip a call. */
+export function backlogReader(redis: Redis): (now: number) => Promise<Backlog> {
+  redis.defineCommand("mathllmBacklog", { lua: BACKLOG_SCRIPT });
+  const script = (redis as unknown as { mathllmBacklog: Script }).mathllmBacklog.bind(redis);
+  const priorities = PRIORITY_CLASSES.map((name) => CLASS_PRIORITY[name]);
+  const read = async (role: Role, now: number): Promise<QueueBacklog> => {
+    const base = `${KEY_PREFIX}:${role}:`;
+    const names = ["wait", "prioritized", "delayed", "meta"].map((name) => base + name);
+    const [depth, ending, returned, nextDueAt, first, ...arrivals] = await script(4, ...names, now, base, ENDING_PRIORITY, ...priorities);
+    const oldest = Object.fromEntries(PRIORITY_CLASSES.map((name, i) => [name, arrivals[i] ?? null])) as Record<PriorityClass, number | null>;
+    // A returned or due job keeps its class in its own hash; for the policy it counts as normal, with its true age.
+    if (first != null && (oldest.normal === null || first < oldest.normal)) oldest.normal = first;
+    return { depth: depth ?? 0, ending: ending ?? 0, returned: returned ?? 0, oldest, nextDueAt: nextDueAt ?? null };
+  };
+  return async (now) => {
+    const [student, talker] = await Promise.all([read("student", now), read("talker", now)]);
+    return { student, talker };
+  };
+}

@@ -1,0 +1,88 @@
+import { constants } from "node:fs";
+import { type FileHandle, open, rename, stat } from "node:fs/promises";
+import type { Logger } from "pino";
+
+const ROTATE_BYTES = 50 * 1024 * 1024;
+const KEPT_FILES = 2;
+
+/**
+ * The telemetry file: one JSON object a line, `{ts, kind, …}`; times in milliseconds, memory in bytes.
+ * Mode 0600, a symbolic link is refused, and at 50 MB it is rotated to `.1` and `.2`. Only the worker writes it. Telemetry
+ * never stops a job: an error is logged once and the rest is dropped.
+ */
+export class Telemetry {
+  readonly #path: string;
+  readonly #log: Logger;
+  #file: FileHandle | undefined;
+  #sizeBytes = 0;
+  #pending: string[] = [];
+  #writing: Promise<void> | undefined;
+  #broken = false;
+
+  constructor(path: string, log: Logger) {
+    this.#path = path;
+    this.#log = log;
+  }
+
+  write(kind: "sample" | "job" | "swap", record: object): void {
+    if (this.#broken) return;
+    this.#pending.push(`${JSON.stringify({ ts: Date.now(), kind, ...record })}\n`);
+    this.#writing ??= this.#drain();
+  }
+
+  async close(): Promise<void> {
+    await this.#writing;
+    await this.#file?.close();
+    this.#file = undefined;
+  }
+
+  async #drain(): Promise<void> {
+    try {
+      while (this.#pending.length > 0) {
+        const lines = this.#pending.join("");
+        this.#pending = [];
+        const file = await this.#opened();
+        const { bytesWritten } = await file.write(lines);
+        this.#sizeBytes += bytesWritten;
+        if (this.#sizeBytes >= ROTATE_BYTES) await this.#rotate();
+      }
+    } catch (error) {
+      this.#broken = true;
+      this.#pending = [];
+      this.#log.warn(
+        { err: error, path: this.#path },
+        "telemetry is off: expected a file this user may write, not a symbolic link; set TELEMETRY_LOG to another path",
+      );
+    } finally {
+      this.#writing = undefined;
+    }
+  }
+
+  async #opened(): Promise<FileHandle> {
+    if (this.#file === undefined) {
+      const flags = constants.O_WRONLY | constants.O_APPEND | constants.O_CREAT | constants.O_NOFOLLOW;
+      this.#file = await open(this.#path, flags, 0o600);
+      await this.#file.chmod(0o600);
+      this.#sizeBytes = (await this.#file.stat()).size;
+    }
+    return this.#file;
+  }
+
+  async #rotate(): Promise<void> {
+    await this.#file?.close();
+    this.#file = undefined;
+    for (let n = KEPT_FILES; n > 0; n--) {
+      const from = n === 1 ? this.#path : `${this.#path}.${n - 1}`;
+      if (await exists(from)) await rename(from, `${this.#path}.${n}`);
+    }
+  }
+}
+
+async function exists(path: string): Promise<boolean> {
+  try {
+    await stat(path);
+    return true;
+  } catch {
+    return false;
+  }
+}

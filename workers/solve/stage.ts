@@ -1,0 +1,101 @@
+import { UnrecoverableError, WaitingError } from "bullmq";
+import type { Redis } from "ioredis";
+import { cancelledAt } from "../../queues/cancellation.ts";
+import { jobDataSchema, type StageResult } from "../../queues/contracts.ts";
+import { failedReasonOf, MathllmError } from "../../queues/errors.ts";
+import { deadlineDetail } from "../../queues/job-view.ts";
+import { clientJobId, type Role } from "../../queues/names.ts";
+import { TokenStreamWriter } from "../../queues/token-stream.ts";
+import type { StageJob, StageProcessor } from "../gpu/manual-worker.ts";
+import type { Resident } from "../gpu/model-slot.ts";
+import type { ChatMessage } from "./prompts.ts";
+
+/** What differs between solving and explaining. */
+export interface Stage {
+  role: Role;
+  messages(job: StageJob): Promise<ChatMessage[]>;
+  answer(text: string, truncated: boolean): string | null;
+}
+
+/** Abort reasons that mean "put the job back", not "fail it". */
+export class HandBack extends Error {}
+
+export interface StageDeps {
+  redis: Redis;
+  resident: () => Resident | null;
+  /** The most tokens of an answer, and the most milliseconds on the model. */
+  maxTokens: number;
+  jobTimeoutMs: number;
+  retentionSeconds: number;
+  onError: (error: Error) => void;
+}
+
+/**
+ * The processor of one stage: one request to the resident model, streamed.
+ * A cancelled or late job ends without the model. Errors leave as BullMQ wants them: retryable ones as plain errors, others
+ * as `UnrecoverableError`, the code in front of the message (see `failedReasonOf`).
+ */
+export function stageProcessor(stage: Stage, deps: StageDeps): StageProcessor {
+  return async (job, token, signal) => {
+    try {
+      return await runStage(stage, deps, job, signal);
+    } catch (error) {
+      const cause = signal.aborted && signal.reason instanceof Error ? signal.reason : error;
+      if (cause instanceof HandBack) {
+        await job.moveToWait(token);
+        throw new WaitingError();
+      }
+      const known = cause instanceof MathllmError ? cause : new MathllmError("internal-error", String(cause));
+      throw known.retryable ? new Error(failedReasonOf(known)) : new UnrecoverableError(failedReasonOf(known));
+    }
+  };
+}
+
+async function runStage(stage: Stage, deps: StageDeps, job: StageJob, signal: AbortSignal): Promise<StageResult> {
+  const data = jobDataSchema.parse(job.data);
+  const jobId = clientJobId(job.id!);
+  if ((await cancelledAt(deps.redis, jobId)) !== null) throw new MathllmError("cancelled", "Cancelled on request.");
+  const remainingMs = (data.deadlineAt ?? Number.POSITIVE_INFINITY) - Date.now();
+  if (remainingMs <= 0) throw new MathllmError("deadline-exceeded", deadlineDetail(data));
+  const messages = await stage.messages(job);
+  const resident = deps.resident();
+  if (resident?.role !== stage.role) throw new MathllmError("engine-failed", `The ${stage.role} is not resident any more.`);
+
+  const late =
+    remainingMs < deps.jobTimeoutMs
+      ? new MathllmError("deadline-exceeded", deadlineDetail(data))
+      : new MathllmError("job-timeout", `The answer took longer than ${deps.jobTimeoutMs} ms on the model. Raise JOB_TIMEOUT_MS or lower maxTokens.`);
+  const clock = new AbortController();
+  const timer = setTimeout(() => clock.abort(late), Math.min(remainingMs, deps.jobTimeoutMs));
+  const stream = new TokenStreamWriter(deps.redis, jobId, stage.role, deps.retentionSeconds, deps.onError);
+  let firstTokenAt: number | null = null;
+  try {
+    const { temperature, topP, topK, minP, seed, stop } = data.sampling;
+    const reply = await resident.client.chat(
+      { messages, maxTokens: Math.min(data.sampling.maxTokens ?? deps.maxTokens, deps.maxTokens), temperature, topP, topK, minP, seed, stop },
+      {
+        signal: AbortSignal.any([signal, clock.signal]),
+        onText: (text) => {
+          if (firstTokenAt === null) {
+            firstTokenAt = Date.now();
+            job.updateProgress({ firstTokenAt }).catch(deps.onError);
+          }
+          stream.write(text);
+        },
+      },
+    );
+    const truncated = reply.finishReason === "length";
+    return {
+      role: stage.role,
+      text: reply.text,
+      answer: stage.answer(reply.text, truncated),
+      truncated,
+      usage: { promptTokens: reply.promptTokens, completionTokens: reply.completionTokens },
+      modelId: resident.model.modelId,
+      firstTokenAt,
+    };
+  } finally {
+    clearTimeout(timer);
+    stream.end();
+  }
+}

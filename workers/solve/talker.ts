@@ -1,0 +1,16 @@
+import type { StageResult } from "../../queues/contracts.ts";
+import type { StageJob } from "../gpu/manual-worker.ts";
+import { explainPrompt, talkPrompt } from "./prompts.ts";
+import type { Stage } from "./stage.ts";
+
+/** The Talker explains its Student child's solution, or answers a text that was sent to it directly. */
+export const talkerStage: Stage = {
+  role: "talker",
+  messages: async (job: StageJob) => {
+    if (job.data.kind === "talk") return talkPrompt(job.data.problem);
+    const [solved] = Object.values(await job.getChildrenValues<StageResult>());
+    if (solved === undefined) throw new Error("the Student's solution is not there");
+    return explainPrompt(job.data.problem, solved.text, solved.answer);
+  },
+  answer: () => null,
+};
