@@ -58,7 +58,10 @@ export function backlogReader(redis: Redis): (now: number) => Promise<Backlog> {
     const base = `${KEY_PREFIX}:${role}:`;
     const names = ["wait", "prioritized", "delayed", "meta"].map((name) => base + name);
     const [depth, ending, returned, nextDueAt, first, ...arrivals] = await script(4, ...names, now, base, ENDING_PRIORITY, ...priorities);
-    const oldest = Object.fromEntries(PRIORITY_CLASSES.map((name, i) => [name, arrivals[i] ?? null])) as Record<PriorityClass, number | null>;
+    const oldest = Object.fromEntries(PRIORITY_CLASSES.map((name, i) => [name, arrivals[i] ?? null])) as Record<
+      PriorityClass,
+      number | null
+    >;
     // A returned or due job keeps its class in its own hash; for the policy it counts as normal, with its true age.
     if (first != null && (oldest.normal === null || first < oldest.normal)) oldest.normal = first;
     return { depth: depth ?? 0, ending: ending ?? 0, returned: returned ?? 0, oldest, nextDueAt: nextDueAt ?? null };

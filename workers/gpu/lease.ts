@@ -122,14 +122,17 @@ export class Lease {
   }
 
   #schedule(): void {
-    this.#timer = setTimeout(async () => {
-      try {
-        await this.#renew();
-      } catch {
-        // Redis said no for a moment: the lease becomes uncertain by itself when no renewal gets through.
-      }
-      if (this.#timer !== undefined) this.#schedule();
-    }, this.certain ? this.#ttlMs / 3 : UNCERTAIN_RETRY_MS);
+    this.#timer = setTimeout(
+      async () => {
+        try {
+          await this.#renew();
+        } catch {
+          // Redis said no for a moment: the lease becomes uncertain by itself when no renewal gets through.
+        }
+        if (this.#timer !== undefined) this.#schedule();
+      },
+      this.certain ? this.#ttlMs / 3 : UNCERTAIN_RETRY_MS,
+    );
   }
 
   async #renew(): Promise<void> {

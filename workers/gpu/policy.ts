@@ -47,7 +47,8 @@ function exhaustive(snapshot: PolicySnapshot): Decision {
   const { resident, queues, running } = snapshot;
   if (resident === null) return firstLoad(snapshot);
   const other = otherOf(resident);
-  if (queues[resident].depth > 0) return { action: "stay", reason: `the ${resident} is resident and has ${queues[resident].depth} waiting` };
+  if (queues[resident].depth > 0)
+    return { action: "stay", reason: `the ${resident} is resident and has ${queues[resident].depth} waiting` };
   if (queues[other].depth > 0) {
     return { action: "swap", to: other, reason: `the ${resident}'s queue is empty and the ${other} has ${queues[other].depth} waiting` };
   }

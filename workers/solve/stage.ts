@@ -64,7 +64,10 @@ async function runStage(stage: Stage, deps: StageDeps, job: StageJob, signal: Ab
   const late =
     remainingMs < deps.jobTimeoutMs
       ? new MathllmError("deadline-exceeded", deadlineDetail(data))
-      : new MathllmError("job-timeout", `The answer took longer than ${deps.jobTimeoutMs} ms on the model. Raise JOB_TIMEOUT_MS or lower maxTokens.`);
+      : new MathllmError(
+          "job-timeout",
+          `The answer took longer than ${deps.jobTimeoutMs} ms on the model. Raise JOB_TIMEOUT_MS or lower maxTokens.`,
+        );
   const clock = new AbortController();
   const timer = setTimeout(() => clock.abort(late), Math.min(remainingMs, deps.jobTimeoutMs));
   const stream = new TokenStreamWriter(deps.redis, jobId, stage.role, deps.retentionSeconds, deps.onError);
@@ -72,7 +75,16 @@ async function runStage(stage: Stage, deps: StageDeps, job: StageJob, signal: Ab
   try {
     const { temperature, topP, topK, minP, seed, stop } = data.sampling;
     const reply = await resident.client.chat(
-      { messages, maxTokens: Math.min(data.sampling.maxTokens ?? deps.maxTokens, deps.maxTokens), temperature, topP, topK, minP, seed, stop },
+      {
+        messages,
+        maxTokens: Math.min(data.sampling.maxTokens ?? deps.maxTokens, deps.maxTokens),
+        temperature,
+        topP,
+        topK,
+        minP,
+        seed,
+        stop,
+      },
       {
         signal: AbortSignal.any([signal, clock.signal]),
         onText: (text) => {
