@@ -1,0 +1,377 @@
+import { existsSync, readFileSync } from "node:fs";
+import { mkdir, mkdtemp, rm } from "node:fs/promises";
+import os from "node:os";
+import path from "node:path";
+import { Command, CommanderError, InvalidArgumentError } from "commander";
+import { type Logger, pino } from "pino";
+import { startApi } from "./api/main.ts";
+import { createBoard } from "./dashboards/board.ts";
+import { runDemo } from "./producers/demo.ts";
+import { ApiClient } from "./producers/submit.ts";
+import { type Config, environmentShape, readConfig } from "./queues/config.ts";
+import { openRedis, waitForRedis } from "./queues/connection.ts";
+import { type EmbeddedRedis, startEmbeddedRedis } from "./queues/embedded-redis.ts";
+import { MathllmError } from "./queues/errors.ts";
+import { PRIORITY_CLASSES, type PriorityClass, ROLES, type Role } from "./queues/names.ts";
+import { openQueues } from "./queues/open-queues.ts";
+import { diagnose } from "./workers/doctor.ts";
+import { createEmbeddedEngine } from "./workers/engines/embedded.ts";
+import { startGpuWorker } from "./workers/main.ts";
+import { WorkerProcess } from "./workers/worker-process.ts";
+
+/** The command line. It alone composes: the API, the worker, the producers and the dashboards don't know each other. */
+
+const EXIT_FAILED = 1;
+const EXIT_USAGE = 2;
+
+const logTo = (config: Pick<Config, "logLevel">): Logger =>
+  pino({ level: config.logLevel, base: null, timestamp: pino.stdTimeFunctions.isoTime }, pino.destination({ fd: 2, sync: true }));
+
+const say = (text: string) => process.stdout.write(text);
+
+interface RedisHandle {
+  url: string;
+  stop(): Promise<void>;
+}
+
+/** REDIS_URL, or the private embedded Redis of this data directory: started here, or joined if another process of ours started it. */
+async function redisFor(config: Config, log: Logger, dieWithParent = false): Promise<RedisHandle> {
+  if (config.redisUrl !== undefined) return { url: config.redisUrl, stop: async () => {} };
+  await makeDataDir(config.dataDir);
+  const redis: EmbeddedRedis = await startEmbeddedRedis({
+    dataDir: config.dataDir,
+    appendfsync: config.redisAppendfsync,
+    log: (line: string) => log.debug(line),
+    env: process.env,
+    dieWithParent,
+  });
+  return { url: redis.url, stop: () => redis.stop() };
+}
+
+async function makeDataDir(dataDir: string): Promise<void> {
+  try {
+    await mkdir(dataDir, { recursive: true, mode: 0o700 });
+  } catch (error) {
+    throw new MathllmError(
+      "invalid-configuration",
+      `DATA_DIR: expected a folder that can be made and written; ${(error as Error).message}`,
+    );
+  }
+}
+
+/** The first signal calls `drain`, the second `now`. Resolves with the exit code when `drain` is done. */
+function untilSignalled(drain: () => Promise<void>, now: () => void): Promise<number> {
+  return new Promise((resolve) => {
+    let signals = 0;
+    const onSignal = () => {
+      signals++;
+      if (signals === 1) {
+        drain().then(
+          () => resolve(0),
+          (error) => {
+            process.stderr.write(`${(error as Error).message}\n`);
+            resolve(EXIT_FAILED);
+          },
+        );
+      } else if (signals === 2) {
+        now();
+      }
+    };
+    process.on("SIGINT", onSignal);
+    process.on("SIGTERM", onSignal);
+    // The supervisor's channel breaking means that it died: drain as if it had asked.
+    if (process.send !== undefined) process.on("disconnect", onSignal);
+  });
+}
+
+async function runWorker(): Promise<number> {
+  const config = readConfig();
+  const log = logTo(config).child({ process: "worker" });
+  const redis = await redisFor(config, log);
+  let worker: Awaited<ReturnType<typeof startGpuWorker>>;
+  worker = await startGpuWorker({
+    config,
+    redisUrl: redis.url,
+    createEngine: () => createEmbeddedEngine({ dataDir: config.dataDir, hfToken: config.hfToken, log }),
+    log,
+    onLeaseLost: () => {
+      log.fatal("another worker holds the GPU: stopping the model server and leaving; running jobs go back to their queue");
+      worker.stop(0).finally(() => process.exit(EXIT_FAILED));
+    },
+  });
+  const code = await untilSignalled(
+    () => worker.stop(config.shutdownGraceMs),
+    () => void worker.stop(0),
+  );
+  await redis.stop();
+  return code;
+}
+
+async function runApi(): Promise<number> {
+  const config = readConfig();
+  const log = logTo(config).child({ process: "api" });
+  const redis = await redisFor(config, log);
+  const api = await startApi({ config, redisUrl: redis.url, log, createBoard });
+  say(`API  ${api.url}\n`);
+  const code = await untilSignalled(
+    () => api.close(),
+    () => process.exit(EXIT_FAILED),
+  );
+  await redis.stop();
+  return code;
+}
+
+interface System {
+  config: Config;
+  redisUrl: string;
+  url: string;
+  worker: WorkerProcess;
+  stop(): Promise<void>;
+}
+
+/** Redis if needed, the worker as a child process, and the API in this one; on failure nothing stays up. */
+async function startSystem(env: NodeJS.ProcessEnv, log: Logger, dieWithParent = false): Promise<System> {
+  const config = readConfig(env);
+  const redis = await redisFor(config, log, dieWithParent);
+  const worker = new WorkerProcess([import.meta.filename, "worker"], { ...env, REDIS_URL: redis.url }, log);
+  try {
+    const api = await startApi({ config, redisUrl: redis.url, log: log.child({ process: "api" }), createBoard });
+    worker.start();
+    return {
+      config,
+      redisUrl: redis.url,
+      url: api.url,
+      worker,
+      stop: async () => {
+        await api.close();
+        await worker.stop();
+        await redis.stop();
+      },
+    };
+  } catch (error) {
+    await redis.stop();
+    throw error;
+  }
+}
+
+async function runStart(): Promise<number> {
+  const log = logTo(readConfig());
+  const system = await startSystem(process.env, log);
+  say(`mathllm is up. Ctrl-C drains and stops; a second one stops at once.
+  API          ${system.url}
+  Bull Board   ${system.url}/dashboards/queues
+  ready?       ${system.url}/readyz
+  try it       curl -s ${system.url}/solve -H 'content-type: application/json' -d '{"problem":"What is 17 + 25?"}'
+`);
+  return untilSignalled(
+    () => {
+      say("Draining: running jobs end, waiting ones stay in Redis.\n");
+      return system.stop();
+    },
+    () => system.worker.stopNow(),
+  );
+}
+
+async function runServe(role: Role): Promise<number> {
+  const config = readConfig();
+  const log = logTo(config).child({ process: "serve" });
+  await makeDataDir(config.dataDir);
+  const engine = createEmbeddedEngine({ dataDir: config.dataDir, hfToken: config.hfToken, log });
+  const endpoint = await engine.start(config.profiles[role]);
+  try {
+    const model = await engine.ready(config.engineStartTimeoutMs);
+    say(`${role} ${model.modelId} at ${endpoint.baseUrl}/v1, ${model.contextTokens} tokens of context per sequence\n`);
+  } catch (error) {
+    await engine.stop(0);
+    throw error;
+  }
+  const died = engine.exited.then((exit) => {
+    process.stderr.write(`The model server ended (code ${exit.code}, signal ${exit.signal}).\n${exit.lastLines.join("\n")}\n`);
+    return EXIT_FAILED;
+  });
+  const stopped = untilSignalled(
+    () => engine.stop(config.shutdownGraceMs),
+    () => void engine.stop(0),
+  );
+  return Promise.race([stopped, died]);
+}
+
+async function runSolve(
+  problem: string,
+  options: { url?: string; explain?: boolean; priority?: PriorityClass; json?: boolean },
+): Promise<number> {
+  const config = readConfig();
+  const api = new ApiClient(options.url ?? `http://${config.host}:${config.port}`);
+  const { jobId } = await api.submit({ problem, explain: options.explain ?? false, priority: options.priority ?? "interactive" });
+  const interrupted = new AbortController();
+  process.once("SIGINT", () => interrupted.abort(new Error(`Stopped waiting; the job goes on: ${api.baseUrl}/jobs/${jobId}`)));
+  const view = await api.finished(jobId, interrupted.signal);
+  if (options.json) {
+    say(`${JSON.stringify(view)}\n`);
+  } else {
+    const failed = view.error ?? view.stages.find((stage) => stage.error !== null)?.error;
+    if (view.result) say(`${view.result.solution ?? ""}\n\nAnswer: ${view.result.answer ?? "none"}\n`);
+    if (view.result?.explanation) say(`\n${view.result.explanation}\n`);
+    if (failed) process.stderr.write(`${failed.title}: ${failed.detail}\n`);
+  }
+  return view.status === "completed" ? 0 : EXIT_FAILED;
+}
+
+/** Model servers among a process's children, seen in /proc; a zombie has given its memory back. */
+function modelServersOf(pid: number | undefined): number {
+  try {
+    const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ").filter(Boolean);
+    return children.filter((child) => readFileSync(`/proc/${child}/cmdline`, "utf8").includes("embedded-server")).length;
+  } catch {
+    return 0;
+  }
+}
+
+async function runDemoCommand(options: { jobs: number; seed: number; json?: boolean }): Promise<number> {
+  const folder = await mkdtemp(path.join(os.tmpdir(), "mathllm-demo-"));
+  const ours = new Set(Object.keys(environmentShape));
+  const inherited = Object.fromEntries(Object.entries(process.env).filter(([name]) => !ours.has(name)));
+  const env: NodeJS.ProcessEnv = {
+    ...inherited,
+    REDIS_SERVER_BIN: process.env.REDIS_SERVER_BIN,
+    LOG_LEVEL: process.env.LOG_LEVEL || "error",
+    DATA_DIR: folder,
+    TELEMETRY_LOG: path.join(folder, "telemetry.jsonl"),
+    PORT: "0",
+    STUDENT_PORT: "0",
+    TALKER_PORT: "0",
+  };
+  const print = options.json ? (text: string) => process.stderr.write(text) : say;
+  const log = logTo({ logLevel: env.LOG_LEVEL! });
+  const interrupted = new AbortController();
+  const onSignal = () => interrupted.abort(new Error("Interrupted."));
+  process.on("SIGINT", onSignal);
+  process.on("SIGTERM", onSignal);
+  try {
+    print("Starting Redis, the API and the GPU worker (the first run fetches a Redis server, a few seconds) …\n");
+    const system = await startSystem(env, log, true);
+    const redis = openRedis(system.redisUrl, "producer", () => {});
+    try {
+      await waitForRedis(redis, 5000);
+      const queues = openQueues(redis, () => {});
+      const summary = await runDemo({
+        api: new ApiClient(system.url),
+        queues,
+        countModelServers: () => modelServersOf(system.worker.pid),
+        jobs: options.jobs,
+        seed: options.seed,
+        print,
+        terminal: !options.json && process.stdout.isTTY === true,
+        signal: interrupted.signal,
+      });
+      if (options.json) say(`${JSON.stringify(summary)}\n`);
+      else {
+        say(
+          `${summary.completed} of ${summary.jobs} completed, ${summary.correct} right (${(100 * summary.accuracy).toFixed(1)} %), ${summary.explained} explained, ` +
+            `${summary.swaps} swaps, most models resident at once ${summary.maxResident}, p50 ${summary.p50Ms} ms, p95 ${summary.p95Ms} ms\n`,
+        );
+      }
+      return summary.completed === summary.jobs ? 0 : EXIT_FAILED;
+    } finally {
+      redis.disconnect();
+      if (interrupted.signal.aborted) system.worker.stopNow();
+      await system.stop();
+    }
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+async function runDoctor(options: { json?: boolean }): Promise<number> {
+  const checks = await diagnose(readConfig());
+  if (options.json) say(`${JSON.stringify({ checks })}\n`);
+  else for (const check of checks) say(`${check.ok ? "ok  " : "FAIL"}  ${check.name.padEnd(14)}  ${check.detail}\n`);
+  return checks.every((check) => check.ok) ? 0 : EXIT_FAILED;
+}
+
+function wholeNumber(low: number, high: number) {
+  return (text: string): number => {
+    const value = Number(text);
+    if (!Number.isInteger(value) || value < low || value > high)
+      throw new InvalidArgumentError(`Expected a whole number from ${low} to ${high}.`);
+    return value;
+  };
+}
+
+function oneOf<T extends string>(choices: readonly T[]) {
+  return (text: string): T => {
+    if (!choices.includes(text as T)) throw new InvalidArgumentError(`Expected one of ${choices.join(", ")}.`);
+    return text as T;
+  };
+}
+
+function cli(run: (action: () => Promise<number>) => Promise<void>): Command {
+  const program = new Command("mathllm")
+    .description("Maths problems in, solutions and explanations out: one GPU, two models, never both at once.")
+    .exitOverride()
+    .showHelpAfterError("(--help shows what is expected)")
+    .addHelpText(
+      "after",
+      "\nExit codes: 0 ok, 1 failed, 2 wrong usage or configuration.\nEvery setting is an environment variable: see .env.example.",
+    );
+  program
+    .command("demo")
+    .description("run the whole system for a minute on the shipped models and show what happens")
+    .option("--jobs <count>", "how many problems", wholeNumber(40, 660), 40)
+    .option("--seed <number>", "which problems", wholeNumber(0, 4_294_967_295), 1)
+    .option("--json", "print one summary object, everything else on stderr")
+    .action((options) => run(() => runDemoCommand(options)));
+  program
+    .command("start")
+    .description("run Redis (if REDIS_URL is not set), the API and the worker")
+    .action(() => run(runStart));
+  program
+    .command("api")
+    .description("run the API alone")
+    .action(() => run(runApi));
+  program
+    .command("worker")
+    .description("run the GPU worker alone")
+    .action(() => run(runWorker));
+  program
+    .command("serve")
+    .description("run one model server alone, with its OpenAI-compatible API")
+    .argument("<role>", ROLES.join(" or "), oneOf(ROLES))
+    .action((role) => run(() => runServe(role)));
+  program
+    .command("solve")
+    .description("send one problem to a running API and print its solution")
+    .argument("<problem>", "the problem's text")
+    .option("--explain", "let the Talker explain the solution")
+    .option("--priority <class>", PRIORITY_CLASSES.join(", "), oneOf(PRIORITY_CLASSES))
+    .option("--url <url>", "the API's address (default: from HOST and PORT)")
+    .option("--json", "print the finished job view")
+    .action((problem, options) => run(() => runSolve(problem, options)));
+  program
+    .command("doctor")
+    .description("check everything a start needs and say what to do")
+    .option("--json", "print the checks as one object")
+    .action((options) => run(() => runDoctor(options)));
+  return program;
+}
+
+async function main(): Promise<number> {
+  if (existsSync(".env")) process.loadEnvFile(".env");
+  let code = 0;
+  try {
+    await cli(async (action) => {
+      code = await action();
+    }).parseAsync();
+    return code;
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : EXIT_USAGE;
+    if (error instanceof MathllmError) {
+      process.stderr.write(`${error.message}\n`);
+      return error.code === "invalid-configuration" ? EXIT_USAGE : EXIT_FAILED;
+    }
+    process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n`);
+    return EXIT_FAILED;
+  }
+}
+
+process.exit(await main());
