@@ -1,0 +1,200 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import path from "node:path";
+import readline from "node:readline";
+import { GgufInsights, readGgufFileInfo } from "node-llama-cpp";
+import type { Logger } from "pino";
+import type { ModelProfile } from "../../queues/config.ts";
+import { MathllmError } from "../../queues/errors.ts";
+import { startTicksOf } from "../gpu/process-identity.ts";
+import { ChatClient } from "./chat-client.ts";
+import type { EmbeddedProfile, FromChild, ToChild } from "./embedded-messages.ts";
+import type { Endpoint, Engine, EngineExit, EngineMetrics, Footprint, ReadyModel } from "./engine.ts";
+import { type ModelFile, resolveModelFile } from "./model-file.ts";
+
+const KEPT_LINES = 40;
+const LISTEN_TIMEOUT_MS = 60_000;
+const PROGRESS_EVERY_MS = 2000;
+
+export interface EmbeddedEngineOptions {
+  dataDir: string;
+  hfToken?: string;
+  log?: Logger;
+}
+
+/** A model server of our own around node-llama-cpp, as a child process: any GGUF, on CPU or GPU. */
+export function createEmbeddedEngine(options: EmbeddedEngineOptions): Engine {
+  return new EmbeddedEngine(options);
+}
+
+class EmbeddedEngine implements Engine {
+  readonly exited: Promise<EngineExit>;
+  readonly #options: EmbeddedEngineOptions;
+  readonly #lastLines: string[] = [];
+  #resolveExited!: (exit: EngineExit) => void;
+  #child: ChildProcess | undefined;
+  #baseUrl = "";
+  #modelId = "";
+  #file: ModelFile | undefined;
+
+  constructor(options: EmbeddedEngineOptions) {
+    this.#options = options;
+    this.exited = new Promise((resolve) => {
+      this.#resolveExited = resolve;
+    });
+  }
+
+  async start(profile: ModelProfile): Promise<Endpoint> {
+    const file = await this.#resolve(profile.model);
+    const draft =
+      profile.speculative.enabled && profile.speculative.draftModel ? await this.#resolve(profile.speculative.draftModel) : undefined;
+    this.#file = file;
+    this.#modelId = path.basename(file.path, ".gguf");
+    const child = this.#spawn();
+    const message: EmbeddedProfile = {
+      modelPath: file.path,
+      modelId: this.#modelId,
+      digest: file.digest,
+      draftPath: draft?.path,
+      port: profile.port,
+      maxModelLen: profile.maxModelLen,
+      maxNumSeqs: profile.maxNumSeqs,
+      ngl: profile.ngl,
+      threads: profile.threads,
+    };
+    const listening = this.#answer("listening", LISTEN_TIMEOUT_MS);
+    this.#tell({ type: "listen", profile: message });
+    const { port } = await listening;
+    this.#baseUrl = `http://127.0.0.1:${port}`;
+    return { baseUrl: this.#baseUrl, pid: child.pid!, startTicks: startTicksOf(child.pid!) };
+  }
+
+  async ready(timeoutMs: number): Promise<ReadyModel> {
+    const ready = this.#answer("ready", timeoutMs);
+    this.#tell({ type: "load" });
+    const { contextTokens } = await ready;
+    const client = new ChatClient(this.#baseUrl);
+    try {
+      await client.chat({ messages: [{ role: "user", content: "1 + 1" }], maxTokens: 1 }, { signal: AbortSignal.timeout(timeoutMs) });
+    } finally {
+      await client.close();
+    }
+    return { modelId: this.#modelId, digest: this.#file!.digest, contextTokens };
+  }
+
+  async stop(graceMs: number): Promise<void> {
+    const child = this.#child;
+    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
+    child.kill(graceMs > 0 ? "SIGTERM" : "SIGKILL");
+    const timer = setTimeout(() => child.kill("SIGKILL"), graceMs);
+    await this.exited;
+    clearTimeout(timer);
+  }
+
+  async footprint(profile: ModelProfile): Promise<Footprint> {
+    const file = await this.#resolve(profile.model);
+    const insights = await GgufInsights.from(await readGgufFileInfo(file.path, { logWarnings: false }));
+    const gpuLayers = Math.min(profile.ngl ?? insights.totalLayers, insights.totalLayers);
+    const contextSize = Math.min(profile.maxModelLen, insights.trainContextSize ?? profile.maxModelLen);
+    const weights = await insights.estimateModelResourceRequirementsV2({ gpuLayers });
+    const context = await insights.estimateContextResourceRequirementsV2({
+      contextSize,
+      sequences: profile.maxNumSeqs,
+      modelGpuLayers: gpuLayers,
+    });
+    return { weightsBytes: weights.cpuRam + weights.gpuVram, contextBytes: context.cpuRam + context.gpuVram };
+  }
+
+  async metrics(): Promise<EngineMetrics> {
+    const response = await fetch(`${this.#baseUrl}/metrics`, { signal: AbortSignal.timeout(2000) });
+    const text = await response.text();
+    const value = (name: string): number => Number(new RegExp(`^mathllm_engine_${name} (\\S+)$`, "m").exec(text)?.[1] ?? 0);
+    return {
+      requestsRunning: value("requests_running"),
+      requestsWaiting: value("requests_waiting"),
+      promptTokensTotal: value("prompt_tokens_total"),
+      completionTokensTotal: value("completion_tokens_total"),
+      draftTokensTotal: value("draft_tokens_total"),
+      draftAcceptedTokensTotal: value("draft_accepted_tokens_total"),
+    };
+  }
+
+  async #resolve(reference: string): Promise<ModelFile> {
+    let loggedAt = 0;
+    return resolveModelFile(reference, {
+      dataDir: this.#options.dataDir,
+      hfToken: this.#options.hfToken,
+      onProgress: ({ downloadedBytes, totalBytes }) => {
+        if (Date.now() - loggedAt < PROGRESS_EVERY_MS) return;
+        loggedAt = Date.now();
+        this.#options.log?.info(
+          { reference, downloadedBytes, totalBytes },
+          `downloading, ${Math.floor((100 * downloadedBytes) / totalBytes)} %`,
+        );
+      },
+    });
+  }
+
+  #spawn(): ChildProcess {
+    // A group of its own: Ctrl-C on the terminal is for the worker, which drains first.
+    const child = spawn(process.execPath, [path.join(import.meta.dirname, "embedded-server.ts")], {
+      stdio: ["ignore", "pipe", "pipe", "ipc"],
+      detached: true,
+    });
+    this.#child = child;
+    for (const stream of [child.stdout!, child.stderr!]) {
+      readline.createInterface({ input: stream }).on("line", (line) => {
+        this.#lastLines.push(line);
+        if (this.#lastLines.length > KEPT_LINES) this.#lastLines.shift();
+        this.#options.log?.debug({ pid: child.pid, line }, "model server");
+      });
+    }
+    child.once("error", () => this.#resolveExited({ code: null, signal: null, lastLines: this.#lastLines }));
+    child.once("close", (code, signal) => this.#resolveExited({ code, signal, lastLines: this.#lastLines }));
+    return child;
+  }
+
+  #tell(message: ToChild): void {
+    // A child that is gone shows in `exited`; that the message did not reach it says nothing more.
+    this.#child!.send(message, () => {});
+  }
+
+  /** The child's next message of this type; rejects with its own error, its exit, or the time-out. */
+  async #answer<T extends FromChild["type"]>(type: T, timeoutMs: number): Promise<Extract<FromChild, { type: T }>> {
+    const child = this.#child;
+    if (child === undefined) throw new MathllmError("engine-failed", "The model server was not started.");
+    let timer: NodeJS.Timeout | undefined;
+    let onMessage: (message: unknown) => void = () => {};
+    try {
+      return await new Promise((resolve, reject) => {
+        onMessage = (raw) => {
+          const message = raw as FromChild;
+          if (message.type === type) resolve(message as Extract<FromChild, { type: T }>);
+          if (message.type === "failed") reject(new MathllmError(message.code, message.detail));
+        };
+        child.on("message", onMessage);
+        timer = setTimeout(
+          () =>
+            reject(
+              new MathllmError(
+                "engine-failed",
+                `The model server was not ${type} within ${timeoutMs} ms. Raise ENGINE_START_TIMEOUT_MS. ${this.#tail()}`,
+              ),
+            ),
+          timeoutMs,
+        );
+        this.exited.then(({ code, signal }) =>
+          reject(
+            new MathllmError("engine-failed", `The model server ended while starting (code ${code}, signal ${signal}). ${this.#tail()}`),
+          ),
+        );
+      });
+    } finally {
+      clearTimeout(timer);
+      child.off("message", onMessage);
+    }
+  }
+
+  #tail(): string {
+    return this.#lastLines.length === 0 ? "It printed nothing." : `Its last lines: ${this.#lastLines.slice(-5).join(" | ")}`;
+  }
+}
