@@ -1,4 +1,3 @@
-import os from "node:os";
 import path from "node:path";
 import { z } from "zod";
 import { MathllmError } from "./errors.ts";
@@ -154,9 +153,4 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     bodyLimitBytes: e.BODY_LIMIT_BYTES,
     profiles: { student: profile("student", "STUDENT"), talker: profile("talker", "TALKER") },
   };
-}
-
-/** A short name of this host that a lease can be compared by: pids and start times mean something only on one boot of one host. */
-export function hostName(): string {
-  return os.hostname();
 }

@@ -3,8 +3,8 @@ import { access, mkdir } from "node:fs/promises";
 import net from "node:net";
 import type { Config } from "../queues/config.ts";
 import { openRedis, waitForRedis } from "../queues/connection.ts";
-import { findRedisBinary } from "../queues/embedded-redis.ts";
 import { ROLES, type Role } from "../queues/names.ts";
+import { findRedisBinary } from "../queues/redis-binary.ts";
 import { createEmbeddedEngine } from "./engines/embedded.ts";
 
 export interface Check {

@@ -5,7 +5,7 @@ import { GgufInsights, readGgufFileInfo } from "node-llama-cpp";
 import type { Logger } from "pino";
 import type { ModelProfile } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
-import { startTicksOf } from "../gpu/process-identity.ts";
+import { startTicksOf } from "../../queues/process-identity.ts";
 import { ChatClient } from "./chat-client.ts";
 import type { EmbeddedProfile, FromChild, ToChild } from "./embedded-messages.ts";
 import type { Endpoint, Engine, EngineExit, EngineMetrics, Footprint, ReadyModel } from "./engine.ts";

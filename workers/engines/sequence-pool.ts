@@ -156,8 +156,8 @@ export class SequencePool {
       finishReason: metadata.stopReason === "maxTokens" ? "length" : "stop",
       promptTokens,
       completionTokens,
-      draftTokens: after.usedTokens + after.unusedTokens - before.usedTokens - before.unusedTokens,
-      draftAcceptedTokens: after.usedTokens - before.usedTokens,
+      draftTokens: after.validated + after.refuted - before.validated - before.refuted,
+      draftAcceptedTokens: after.validated - before.validated,
     };
   }
 }

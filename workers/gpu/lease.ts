@@ -3,7 +3,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Redis } from "ioredis";
 import { z } from "zod";
 import { keys } from "../../queues/names.ts";
-import { hostBoot, isAlive, ownIdentity, type ProcessIdentity } from "./process-identity.ts";
+import { hostBoot, isAlive, ownIdentity, type ProcessIdentity } from "../../queues/process-identity.ts";
 
 /**
  * The right to load a model on one GPU, held by one worker at a time.

@@ -2,9 +2,9 @@ import type { Logger } from "pino";
 import type { ModelProfile } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
 import type { Role } from "../../queues/names.ts";
+import type { ProcessIdentity } from "../../queues/process-identity.ts";
 import { ChatClient } from "../engines/chat-client.ts";
 import type { Engine, EngineExit, EngineFactory, ReadyModel } from "../engines/engine.ts";
-import type { ProcessIdentity } from "./process-identity.ts";
 
 export interface Resident {
   role: Role;
