@@ -14,6 +14,7 @@ import { type ModelFile, resolveModelFile } from "./model-file.ts";
 const KEPT_LINES = 40;
 const LISTEN_TIMEOUT_MS = 60_000;
 const PROGRESS_EVERY_MS = 2000;
+const DRAFTING_THREADS = 4;
 
 export interface EmbeddedEngineOptions {
   dataDir: string;
@@ -49,7 +50,7 @@ class EmbeddedEngine implements Engine {
       profile.speculative.enabled && profile.speculative.draftModel ? await this.#resolve(profile.speculative.draftModel) : undefined;
     this.#file = file;
     this.#modelId = path.basename(file.path, ".gguf");
-    const child = this.#spawn();
+    const child = this.#spawn(draft === undefined ? 1 : DRAFTING_THREADS);
     const message: EmbeddedProfile = {
       modelPath: file.path,
       modelId: this.#modelId,
@@ -134,11 +135,16 @@ class EmbeddedEngine implements Engine {
     });
   }
 
-  #spawn(): ChildProcess {
+  /**
+   * `poolThreads`: Node's thread pool in the child. With several sequences it has to be one: node-llama-cpp samples them at the same time,
+   * and llama.cpp reorders its logits when first read, so answers would get each other's tokens. Drafting (one sequence) needs more.
+   */
+  #spawn(poolThreads: number): ChildProcess {
     // A group of its own: Ctrl-C on the terminal is for the worker, which drains first.
     const child = spawn(process.execPath, [path.join(import.meta.dirname, "embedded-server.ts")], {
       stdio: ["ignore", "pipe", "pipe", "ipc"],
       detached: true,
+      env: { ...process.env, UV_THREADPOOL_SIZE: String(poolThreads) },
     });
     this.#child = child;
     for (const stream of [child.stdout!, child.stderr!]) {

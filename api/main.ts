@@ -1,0 +1,82 @@
+import { once } from "node:events";
+import http from "node:http";
+import type { AddressInfo } from "node:net";
+import type { Router } from "express";
+import type { Redis } from "ioredis";
+import type { Logger } from "pino";
+import type { Config } from "../queues/config.ts";
+import { openRedis, waitForRedis } from "../queues/connection.ts";
+import { MathllmError } from "../queues/errors.ts";
+import { openQueues, type Queues } from "../queues/open-queues.ts";
+import { createApp } from "./app.ts";
+import { JobCompletions } from "./job-completions.ts";
+
+const REDIS_START_TIMEOUT_MS = 5000;
+
+export interface ApiOptions {
+  config: Config;
+  redisUrl: string;
+  log: Logger;
+  createBoard?: (queues: Queues) => Router;
+}
+
+export interface RunningApi {
+  url: string;
+  port: number;
+  /** Ends long polls with what is known now, answers what runs, then closes. */
+  close(): Promise<void>;
+}
+
+/** Connects and listens. Throws `redis-unavailable` or `port-in-use`, with nothing left open. */
+export async function startApi({ config, redisUrl, log, createBoard }: ApiOptions): Promise<RunningApi> {
+  const onError = (error: Error) => log.warn({ err: error.message || String(error) }, "redis");
+  const connections: Redis[] = [];
+  const connect = (profile: "producer" | "worker") => {
+    const redis = openRedis(redisUrl, profile, onError);
+    connections.push(redis);
+    return redis;
+  };
+  const redis = connect("producer");
+  const disconnect = () => {
+    for (const connection of connections) connection.disconnect();
+  };
+  try {
+    await waitForRedis(redis, REDIS_START_TIMEOUT_MS);
+  } catch (error) {
+    disconnect();
+    throw error;
+  }
+  const queues = openQueues(redis, onError);
+  const completions = new JobCompletions(() => connect("worker"), onError);
+  const server = http.createServer(createApp({ queues, config, completions, log, board: createBoard?.(queues) }));
+  const close = async () => {
+    const closed = server.listening ? once(server, "close") : undefined;
+    server.close();
+    await completions.close();
+    server.closeIdleConnections();
+    await closed;
+    await queues.close();
+    disconnect();
+  };
+  try {
+    server.listen(config.port, config.host);
+    await once(server, "listening");
+  } catch (error) {
+    await close();
+    throw listenError(error as NodeJS.ErrnoException, config);
+  }
+  const { port } = server.address() as AddressInfo;
+  return { url: `http://${config.host.includes(":") ? `[${config.host}]` : config.host}:${port}`, port, close };
+}
+
+function listenError(error: NodeJS.ErrnoException, { host, port }: Config): Error {
+  if (error.code === "EADDRINUSE")
+    return new MathllmError(
+      "port-in-use",
+      `Port ${port} on ${host} is taken by another program. Stop it, or set PORT to a free one (0 finds one).`,
+    );
+  return new MathllmError(
+    "invalid-configuration",
+    `Expected HOST and PORT to be an address to listen at, got ${host}:${port}; ${error.message}.`,
+  );
+}

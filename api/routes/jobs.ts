@@ -1,0 +1,71 @@
+import { type Request, type Response, Router } from "express";
+import { requestCancel } from "../../queues/cancellation.ts";
+import { type JobView, TERMINAL_STATUSES } from "../../queues/contracts.ts";
+import { MathllmError } from "../../queues/errors.ts";
+import { loadJobView } from "../../queues/job-view.ts";
+import type { Queues } from "../../queues/open-queues.ts";
+import type { JobCompletions } from "../job-completions.ts";
+import { onlyMethods } from "../middleware/problems.ts";
+
+const MAX_WAIT_SECONDS = 60;
+
+const isTerminal = (view: JobView) => TERMINAL_STATUSES.includes(view.status);
+
+/** `GET /jobs/:id[?wait=seconds]` and `DELETE /jobs/:id`. */
+export function jobsRoute(queues: Queues, completions: JobCompletions): Router {
+  const router = Router();
+  const load = async (jobId: string): Promise<JobView> => {
+    const view = await loadJobView(queues, jobId);
+    if (view === undefined)
+      throw new MathllmError("unknown-job", "No job has this id: it was never accepted here, or it ended and has expired.");
+    return view;
+  };
+
+  router.get("/:id", async (request, response) => {
+    const waitSeconds = waitOf(request);
+    response.json(await (waitSeconds === 0 ? load(request.params.id) : loadWhenEnded(request.params.id, waitSeconds, response)));
+  });
+
+  async function loadWhenEnded(jobId: string, waitSeconds: number, response: Response): Promise<JobView> {
+    const enough = new AbortController();
+    const timer = setTimeout(() => enough.abort(), waitSeconds * 1000);
+    response.on("close", () => enough.abort());
+    const ended = completions.ended(jobId, enough.signal);
+    try {
+      const view = await load(jobId);
+      if (isTerminal(view)) return view;
+      await ended;
+      return await load(jobId);
+    } finally {
+      clearTimeout(timer);
+      enough.abort();
+    }
+  }
+
+  router.delete("/:id", async (request, response) => {
+    const view = await load(request.params.id);
+    if (isTerminal(view)) {
+      response.json(view);
+      return;
+    }
+    await requestCancel(queues, view.jobId);
+    completions.notify(view.jobId);
+    response.status(202).json(await load(view.jobId));
+  });
+
+  router.all("/:id", onlyMethods("GET", "DELETE"));
+  return router;
+}
+
+function waitOf(request: Request): number {
+  const { wait } = request.query;
+  if (wait === undefined) return 0;
+  const seconds = typeof wait === "string" && /^\d{1,2}(\.\d{1,3})?$/.test(wait) ? Number(wait) : Number.NaN;
+  if (!(seconds <= MAX_WAIT_SECONDS)) {
+    throw new MathllmError(
+      "invalid-request",
+      `wait: expected seconds from 0 to ${MAX_WAIT_SECONDS}; got ${JSON.stringify(wait).slice(0, 100)}.`,
+    );
+  }
+  return seconds;
+}

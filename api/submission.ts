@@ -1,0 +1,71 @@
+import { createHash } from "node:crypto";
+import { z } from "zod";
+import type { Config } from "../queues/config.ts";
+import { JOB_DATA_VERSION, type JobData, type SolveRequest } from "../queues/contracts.ts";
+import { MathllmError } from "../queues/errors.ts";
+import { jobOptions } from "../queues/job-options.ts";
+import { isExplainId, type JobKind, keys, newJobId, roleOfJobId, studentStageId } from "../queues/names.ts";
+import type { Queues } from "../queues/open-queues.ts";
+import { requestHash } from "./solve-request.ts";
+
+const recordSchema = z.object({ jobId: z.string(), bodyHash: z.string() });
+
+export interface Submitted {
+  jobId: string;
+  /** The Idempotency-Key had been used for the same request: this is its job. */
+  replayed: boolean;
+}
+
+function kindOf(request: SolveRequest): JobKind {
+  if (request.explain) return "explain";
+  return request.model === "student" ? "solve" : "talk";
+}
+
+/** Puts a job into Redis; when it resolves, the job is there. */
+export async function submit(queues: Queues, config: Config, request: SolveRequest, idempotencyKey?: string): Promise<Submitted> {
+  const acceptedAt = Date.now();
+  const jobId = newJobId(kindOf(request));
+  if (idempotencyKey === undefined) {
+    await add(queues, config, jobId, request, acceptedAt);
+    return { jobId, replayed: false };
+  }
+  // The record comes first and settles the id: whoever finds it adds the job under that id if it is missing, which BullMQ does once.
+  const bodyHash = requestHash(request);
+  const key = keys.idempotency(createHash("sha256").update(idempotencyKey).digest("hex"));
+  const earlier = await queues.redis.set(key, JSON.stringify({ jobId, bodyHash }), "EX", config.jobRetentionSeconds, "NX", "GET");
+  if (earlier === null) {
+    await add(queues, config, jobId, request, acceptedAt);
+    return { jobId, replayed: false };
+  }
+  const record = recordSchema.parse(JSON.parse(earlier));
+  if (record.bodyHash !== bodyHash) {
+    throw new MathllmError("idempotency-conflict", "This Idempotency-Key came before with another body. Use a new key for a new request.", {
+      extra: { jobId: record.jobId },
+    });
+  }
+  const queue = queues[roleOfJobId(record.jobId) ?? "student"];
+  if ((await queue.getJob(record.jobId)) === undefined) await add(queues, config, record.jobId, request, acceptedAt);
+  return { jobId: record.jobId, replayed: true };
+}
+
+async function add(queues: Queues, config: Config, jobId: string, request: SolveRequest, acceptedAt: number): Promise<void> {
+  const kind = kindOf(request);
+  const data: JobData = {
+    version: JOB_DATA_VERSION,
+    kind,
+    problem: request.problem,
+    sampling: request.sampling,
+    priority: request.priority,
+    acceptedAt,
+    ...(request.timeoutMs === undefined ? {} : { deadlineAt: acceptedAt + request.timeoutMs }),
+    ...(request.metadata === undefined ? {} : { metadata: request.metadata }),
+  };
+  const options = { priority: request.priority, attempts: config.jobAttempts, retentionSeconds: config.jobRetentionSeconds };
+  if (data.deadlineAt !== undefined) await queues.redis.zadd(keys.deadlines, data.deadlineAt, jobId);
+  if (isExplainId(jobId)) {
+    const child = { name: kind, queueName: "student", data, opts: jobOptions({ ...options, jobId: studentStageId(jobId), isChild: true }) };
+    await queues.flows.add({ name: kind, queueName: "talker", data, opts: jobOptions({ ...options, jobId }), children: [child] });
+  } else {
+    await queues[roleOfJobId(jobId) ?? "student"].add(kind, data, jobOptions({ ...options, jobId }));
+  }
+}
