@@ -1,5 +1,6 @@
 import { readFile } from "node:fs/promises";
 import path from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import Table from "cli-table3";
 import { seededRandom, seededSample } from "../maths/seeded-random.ts";
 import { type JobView, TERMINAL_STATUSES } from "../queues/contracts.ts";
@@ -8,6 +9,8 @@ import type { Queues } from "../queues/open-queues.ts";
 import { liveWorkers } from "../queues/worker-status.ts";
 import type { ApiClient } from "./submit.ts";
 
+/** Problems arrive one after the other, as from people, so that the two models take turns more than once. */
+const PACE_MS = 250;
 const PROGRESS_MS = 250;
 const PLAIN_PROGRESS_MS = 3000;
 
@@ -49,19 +52,19 @@ interface HeldOut {
 export async function runDemo(options: DemoOptions): Promise<DemoSummary> {
   const { api, print, signal } = options;
   const problems = await heldOutProblems(options.jobs, options.seed);
-  const submitted = await Promise.all(
-    problems.map(async (problem, i) => {
-      const submission = { problem: problem.problem, explain: i % 2 === 1, priority: PRIORITY_CLASSES[i % PRIORITY_CLASSES.length]! };
-      return { ...problem, explain: submission.explain, jobId: (await api.submit(submission)).jobId };
-    }),
-  );
-  print(`${submitted.length} problems accepted, ${submitted.filter((job) => job.explain).length} of them with an explanation.\n`);
-
-  const progress = new Progress(options, submitted.length);
+  print(`${problems.length} problems, every second one with an explanation, arriving over ${(problems.length * PACE_MS) / 1000} s.\n`);
+  const progress = new Progress(options, problems.length);
   progress.start();
+  const submitted = problems.map((problem, i) => ({
+    ...problem,
+    explain: i % 2 === 1,
+    priority: PRIORITY_CLASSES[i % PRIORITY_CLASSES.length]!,
+  }));
   const views = await Promise.all(
-    submitted.map(async (job) => {
-      const view = await api.finished(job.jobId, signal);
+    submitted.map(async ({ problem, explain, priority }, i) => {
+      await delay(i * PACE_MS, undefined, { signal });
+      const { jobId } = await api.submit({ problem, explain, priority });
+      const view = await api.finished(jobId, signal);
       progress.ended++;
       return view;
     }),

@@ -16,6 +16,7 @@ import { findRedisBinary, libraryEnv, type RedisBinary } from "./redis-binary.ts
  *
  *   nothing ──lock taken──► starting ──answers──► running ──stop() by its starter──► nothing (the AOF stays)
  *      running, another process of ours comes ──► joined: the same server, which its joiner does not stop
+ *      running, killed ──► its keeper starts it again on the same port and data
  *      running, its starter is killed ──► running on; the next start joins it and is its keeper from then on
  *
  * The server leads its own process group, so that Ctrl-C on the terminal leaves it to us, and an accepted job outlives us.
@@ -47,6 +48,7 @@ type Instance = z.infer<typeof instanceSchema>;
 const PORT_TRIES = 5;
 const READY_TIMEOUT_MS = 30_000;
 const STOP_TIMEOUT_MS = 10_000;
+const RESTART_MS = 200;
 const LOCK_POLL_MS = 50;
 const LOG_LINES = 8;
 
@@ -100,36 +102,95 @@ function handleOf(instance: Instance, joined: boolean, end: () => Promise<void>)
 
 async function startNew(folder: string, binary: RedisBinary, options: EmbeddedRedisOptions): Promise<EmbeddedRedis> {
   const password = randomBytes(24).toString("hex");
-  const configFile = path.join(folder, "redis.conf");
   for (let tries = 1; ; tries++) {
     const port = await freePort();
-    await writePrivate(configFile, configOf(folder, port, password, options.appendfsync));
-    const child = spawn(binary.path, [configFile], { env: libraryEnv(binary.libraryPath), stdio: "ignore", detached: true, cwd: folder });
+    await writePrivate(path.join(folder, "redis.conf"), configOf(folder, port, password, options.appendfsync));
+    const server = new RedisServer(folder, binary, { port, password }, options);
     try {
-      await once(child, "spawn");
-      await Promise.race([answering(urlOf({ port, password }), folder), diedEarly(child, folder)]);
+      await server.start();
+      return server;
     } catch (error) {
-      child.kill("SIGKILL");
       if (tries < PORT_TRIES && /address already in use/i.test((error as Error).message)) continue;
       throw error;
     }
-    child.unref();
-    const server: ProcessIdentity = { pid: child.pid!, startTicks: startTicksOf(child.pid!) };
-    const instance: Instance = { server, keeper: ownIdentity(), port, password };
-    await writeInstance(folder, instance);
-    const watcher = options.dieWithParent === true ? watch(server.pid) : undefined;
-    return handleOf(instance, false, () => stopChild(child, watcher));
   }
 }
 
-async function stopChild(child: ChildProcess, watcher: ChildProcess | undefined): Promise<void> {
-  watcher?.kill("SIGKILL");
-  const gone = once(child, "exit");
-  child.ref();
-  child.kill("SIGTERM");
-  const timer = setTimeout(() => child.kill("SIGKILL"), STOP_TIMEOUT_MS);
-  await gone;
-  clearTimeout(timer);
+/** The server as its keeper's child. One that dies by itself is started again on the same port and data, so that clients find it again. */
+class RedisServer implements EmbeddedRedis {
+  readonly joined = false;
+  readonly url: string;
+  readonly #folder: string;
+  readonly #binary: RedisBinary;
+  readonly #address: Pick<Instance, "port" | "password">;
+  readonly #options: EmbeddedRedisOptions;
+  #child: ChildProcess | undefined;
+  #watcher: ChildProcess | undefined;
+  #restart: NodeJS.Timeout | undefined;
+  #stopping = false;
+
+  constructor(folder: string, binary: RedisBinary, address: Pick<Instance, "port" | "password">, options: EmbeddedRedisOptions) {
+    this.#folder = folder;
+    this.#binary = binary;
+    this.#address = address;
+    this.#options = options;
+    this.url = urlOf(address);
+  }
+
+  get pid(): number {
+    return this.#child!.pid!;
+  }
+
+  async start(): Promise<void> {
+    const { path: command, libraryPath } = this.#binary;
+    const child = spawn(command, [path.join(this.#folder, "redis.conf")], {
+      env: libraryEnv(libraryPath),
+      stdio: "ignore",
+      detached: true,
+      cwd: this.#folder,
+    });
+    this.#child = child;
+    try {
+      await once(child, "spawn");
+      await Promise.race([answering(this.url, this.#folder), diedEarly(child, this.#folder)]);
+    } catch (error) {
+      child.kill("SIGKILL");
+      throw error;
+    }
+    child.unref();
+    child.once("exit", (code, signal) => {
+      if (this.#stopping) return;
+      this.#options.log?.(`the embedded Redis ended by itself (code ${code}, signal ${signal}) and is started again`);
+      this.#startAgain();
+    });
+    const server: ProcessIdentity = { pid: child.pid!, startTicks: startTicksOf(child.pid!) };
+    await writeInstance(this.#folder, { server, keeper: ownIdentity(), ...this.#address });
+    this.#watcher?.kill("SIGKILL");
+    if (this.#options.dieWithParent === true) this.#watcher = watch(server.pid);
+  }
+
+  async stop(): Promise<void> {
+    this.#stopping = true;
+    clearTimeout(this.#restart);
+    this.#watcher?.kill("SIGKILL");
+    const child = this.#child;
+    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
+    child.ref();
+    const gone = once(child, "exit");
+    child.kill("SIGTERM");
+    const timer = setTimeout(() => child.kill("SIGKILL"), STOP_TIMEOUT_MS);
+    await gone;
+    clearTimeout(timer);
+  }
+
+  #startAgain(): void {
+    this.#restart = setTimeout(() => {
+      this.start().catch((error: Error) => {
+        this.#options.log?.(error.message);
+        if (!this.#stopping) this.#startAgain();
+      });
+    }, RESTART_MS);
+  }
 }
 
 /** A shell that waits for our end of the pipe to close, which the kernel does however we die. */

@@ -1,0 +1,114 @@
+import http from "node:http";
+import type { AddressInfo } from "node:net";
+import type { ModelProfile } from "../../queues/config.ts";
+import type { Role } from "../../queues/names.ts";
+import type { Endpoint, Engine, EngineExit, EngineMetrics, Footprint, ReadyModel } from "../../workers/engines/engine.ts";
+
+/** Watches all fake engines of one GPU and writes down what must never happen. */
+export class FakeGpu {
+  readonly violations: string[] = [];
+  readonly loads: Role[] = [];
+  up = 0;
+  maxUp = 0;
+  served = 0;
+  /** Milliseconds of one answer; the text is what `answer` makes of the last message. */
+  serviceMs: () => number = () => 1;
+  answer: (prompt: string) => string = () => "It is 1.\n\\boxed{1}";
+  /** Set to make the next loads fail. */
+  loadError: Error | null = null;
+  readonly engines: FakeEngine[] = [];
+
+  create = (profile: ModelProfile): Engine => {
+    const engine = new FakeEngine(this, profile.role);
+    this.engines.push(engine);
+    return engine;
+  };
+}
+
+/** A model server inside this process: real HTTP, no model. */
+export class FakeEngine implements Engine {
+  readonly exited: Promise<EngineExit>;
+  readonly role: Role;
+  serving = 0;
+  readonly #gpu: FakeGpu;
+  #server: http.Server | undefined;
+  #resolveExited!: (exit: EngineExit) => void;
+
+  constructor(gpu: FakeGpu, role: Role) {
+    this.#gpu = gpu;
+    this.role = role;
+    this.exited = new Promise((resolve) => {
+      this.#resolveExited = resolve;
+    });
+  }
+
+  async start(): Promise<Endpoint> {
+    if (this.#gpu.up > 0) this.#gpu.violations.push(`${this.role} loaded while ${this.#gpu.up} up`);
+    this.#gpu.up++;
+    this.#gpu.maxUp = Math.max(this.#gpu.maxUp, this.#gpu.up);
+    this.#gpu.loads.push(this.role);
+    this.#server = http.createServer((request, response) => void this.#chat(request, response));
+    await new Promise<void>((resolve) => this.#server!.listen(0, "127.0.0.1", resolve));
+    return { baseUrl: `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`, pid: process.pid, startTicks: -1 };
+  }
+
+  async ready(): Promise<ReadyModel> {
+    if (this.#gpu.loadError !== null) throw this.#gpu.loadError;
+    return { modelId: `fake-${this.role}`, digest: "0", contextTokens: 512 };
+  }
+
+  async stop(): Promise<void> {
+    if (this.#server === undefined) return;
+    if (this.serving > 0) this.#gpu.violations.push(`${this.role} stopped with ${this.serving} in flight`);
+    this.#end({ code: 0, signal: null, lastLines: [] });
+  }
+
+  /** As if the process had died. */
+  crash(): void {
+    this.#end({ code: null, signal: "SIGKILL", lastLines: ["died"] });
+  }
+
+  async footprint(): Promise<Footprint> {
+    return { weightsBytes: 1, contextBytes: 1 };
+  }
+
+  async metrics(): Promise<EngineMetrics> {
+    return {
+      requestsRunning: this.serving,
+      requestsWaiting: 0,
+      promptTokensTotal: 0,
+      completionTokensTotal: this.#gpu.served,
+      draftTokensTotal: null,
+      draftAcceptedTokensTotal: null,
+    };
+  }
+
+  #end(exit: EngineExit): void {
+    if (this.#server === undefined) return;
+    this.#server.close();
+    this.#server.closeAllConnections();
+    this.#server = undefined;
+    this.#gpu.up--;
+    this.#resolveExited(exit);
+  }
+
+  async #chat(request: http.IncomingMessage, response: http.ServerResponse): Promise<void> {
+    this.serving++;
+    response.on("close", () => {
+      this.serving--;
+    });
+    let body = "";
+    for await (const chunk of request) body += chunk;
+    const { messages } = JSON.parse(body) as { messages: { content: string }[] };
+    setTimeout(() => {
+      if (response.destroyed) return;
+      const send = (value: unknown) => response.write(`data: ${JSON.stringify(value)}\n\n`);
+      response.writeHead(200, { "content-type": "text/event-stream" });
+      send({ choices: [{ delta: { content: this.#gpu.answer(messages.at(-1)!.content) } }] });
+      send({ choices: [{ delta: {}, finish_reason: "stop" }] });
+      send({ choices: [], usage: { prompt_tokens: 10, completion_tokens: 5 } });
+      this.#gpu.served++;
+      response.end("data: [DONE]\n\n");
+    }, this.#gpu.serviceMs());
+  }
+}
