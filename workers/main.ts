@@ -108,6 +108,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onLe
         maxTokens: config.profiles[role].maxTokens,
         jobTimeoutMs: config.jobTimeoutMs,
         retentionSeconds: config.jobRetentionSeconds,
+        endParent: (jobId) => moveToEnding(queues, jobId),
         onError,
       }),
       redis,
@@ -119,12 +120,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onLe
     });
     worker.on("completed", (job, result) => recordJob(job, "completed", result));
     worker.on("failed", (job, error) => {
-      if (job === undefined) return;
-      recordJob(job, job.finishedOn === undefined ? "retrying" : "failed", null, error.message);
-      // BullMQ only queues the parent with a deferred failure; at the front it ends without loading the Talker.
-      if (job.finishedOn !== undefined && job.parentKey !== undefined) {
-        moveToEnding(queues, clientJobId(job.id!)).then(() => dispatcher.wake(), onError);
-      }
+      if (job !== undefined) recordJob(job, job.finishedOn === undefined ? "retrying" : "failed", null, error.message);
     });
     return worker;
   };
@@ -167,7 +163,9 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onLe
       swapTimes[record.to].add(record.drainMs + record.stopMs + record.startMs + record.warmupMs);
       telemetry.write("swap", { ...record });
       log.info(record, "swapped");
+      void beat();
     },
+    onBlocked: () => void beat(),
     onServed: (role, serviceMs) => service[role].add(serviceMs),
     log,
   });

@@ -121,12 +121,6 @@ for (const policy of ["exhaustive", "fifo"] as const) {
 }
 
 test("a failed Student ends the whole job without loading the Talker", async () => {
-  gpu.answer = () => {
-    throw new Error("no answer");
-  };
-  const refuse = new MathllmError("model-invalid", "unused");
-  expect(refuse.retryable).toBe(false);
-  gpu.answer = () => "no box";
   await startWorker(configured({ JOB_TIMEOUT_MS: "20" }));
   gpu.serviceMs = () => 200;
   const view = await end(await send({ explain: true }));
@@ -180,11 +174,12 @@ test("a model that can't be loaded keeps its jobs waiting with the reason, and t
   gpu.loadError = new MathllmError("model-invalid", "the file is broken");
   const worker = await startWorker();
   const jobId = await send({});
-  await expect.poll(async () => (await loadJobView(queues, jobId))?.reason).toContain("the file is broken");
+  await expect.poll(async () => (await loadJobView(queues, jobId))?.reason ?? "", { timeout: 5000 }).toContain("the file is broken");
   expect((await loadJobView(queues, jobId))?.status).toBe("waiting");
   gpu.loadError = null;
   expect((await end(jobId)).status).toBe("completed");
   expect(worker.status().models.student.error).toBeNull();
+  expect(gpu.violations).toEqual([]);
 });
 
 test("a second worker of the same GPU stands by and takes over when the first leaves", async () => {
@@ -214,7 +209,7 @@ test("a graceful stop hands back what does not end in time, and the job ends wit
   expect((await end(jobId)).status).toBe("completed");
 });
 
-test("Redis killed for three seconds while jobs run: nothing is lost, the worker goes on", async () => {
+test("Redis killed with -9 while jobs run: nothing is lost, the worker goes on", async () => {
   gpu.serviceMs = () => 20;
   await startWorker();
   const jobs = await Promise.all(Array.from({ length: 60 }, (_, i) => send({ explain: i % 3 === 0 })));
@@ -238,8 +233,8 @@ test("telemetry, heartbeat and token stream tell what happened", async () => {
     result: { answer: "1", usage: { promptTokens: 20, completionTokens: 10 } },
   });
   await expect.poll(async () => (await readTokens(queues.redis, jobId)).map((chunk) => chunk.role)).toEqual(["student", "talker"]);
-  const [status] = await liveWorkers(queues.redis);
-  expect(status?.models.student.serviceMs).toBeGreaterThan(0);
+  const serviceMs = async () => (await liveWorkers(queues.redis))[0]?.models.student.serviceMs ?? 0;
+  await expect.poll(serviceMs, { timeout: 5000 }).toBeGreaterThan(0);
   for (const worker of workers.splice(0)) await worker.stop(5000);
   expect(await liveWorkers(queues.redis)).toEqual([]);
   const lines = (await readFile(config.telemetryLog, "utf8"))

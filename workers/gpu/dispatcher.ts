@@ -47,6 +47,8 @@ export interface DispatcherOptions {
   /** Brings jobs whose deadline has passed to the front, to be ended. */
   expireJobs: (now: number) => Promise<void>;
   onSwap: (record: SwapRecord) => void;
+  /** Called when a model could not be loaded (see `blockedReason`). */
+  onBlocked: () => void;
   /** Called after every job with the milliseconds it held its place on the model. */
   onServed: (role: Role, serviceMs: number) => void;
   log: Logger;
@@ -225,6 +227,7 @@ export class Dispatcher {
       const waitMs = Math.min(LOAD_BACKOFF_MS * 2 ** (failures - 1), LOAD_BACKOFF_CAP_MS);
       this.#blocked[to] = { error: (error as Error).message, failures, until: Date.now() + waitMs };
       log.error({ err: error, role: to, retryInMs: waitMs }, "the model can't be loaded; its jobs wait");
+      this.#options.onBlocked();
     } finally {
       this.#drainStartedAt = null;
     }

@@ -4,7 +4,7 @@ import { cancelledAt } from "../../queues/cancellation.ts";
 import { jobDataSchema, type StageResult } from "../../queues/contracts.ts";
 import { failedReasonOf, MathllmError } from "../../queues/errors.ts";
 import { deadlineDetail } from "../../queues/job-view.ts";
-import { clientJobId, type Role } from "../../queues/names.ts";
+import { CLASS_PRIORITY, clientJobId, type Role } from "../../queues/names.ts";
 import { TokenStreamWriter } from "../../queues/token-stream.ts";
 import type { StageJob, StageProcessor } from "../gpu/manual-worker.ts";
 import type { Resident } from "../gpu/model-slot.ts";
@@ -27,6 +27,8 @@ export interface StageDeps {
   maxTokens: number;
   jobTimeoutMs: number;
   retentionSeconds: number;
+  /** Brings the parent of a finally failed stage to where it ends without its model. */
+  endParent: (jobId: string) => Promise<void>;
   onError: (error: Error) => void;
 }
 
@@ -46,6 +48,9 @@ export function stageProcessor(stage: Stage, deps: StageDeps): StageProcessor {
         throw new WaitingError();
       }
       const known = cause instanceof MathllmError ? cause : new MathllmError("internal-error", String(cause));
+      const final = !known.retryable || job.attemptsMade + 1 >= (job.opts.attempts ?? 1);
+      // BullMQ will put the parent among its model's work; at the front it ends without that model. Before the failure, so that no swap begins for it.
+      if (final && job.parentKey !== undefined) await deps.endParent(clientJobId(job.id!));
       throw known.retryable ? new Error(failedReasonOf(known)) : new UnrecoverableError(failedReasonOf(known));
     }
   };
@@ -59,7 +64,11 @@ async function runStage(stage: Stage, deps: StageDeps, job: StageJob, signal: Ab
   if (remainingMs <= 0) throw new MathllmError("deadline-exceeded", deadlineDetail(data));
   const messages = await stage.messages(job);
   const resident = deps.resident();
-  if (resident?.role !== stage.role) throw new MathllmError("engine-failed", `The ${stage.role} is not resident any more.`);
+  if (resident?.role !== stage.role) {
+    // The server died just now, or the job was to be ended and then had its chance after all: it waits in its own class.
+    await job.changePriority({ priority: CLASS_PRIORITY[data.priority] });
+    throw new HandBack("its model is not resident");
+  }
 
   const late =
     remainingMs < deps.jobTimeoutMs
