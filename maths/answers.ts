@@ -1,11 +1,13 @@
 const BOXED = "\\boxed{";
+const THINK_END = "</think>";
 
 /**
  * What stands in the last balanced `\boxed{…}` of a model's text, trimmed; null when there is none. Thoughts before the
  * last `</think>` don't count. Linear in the text's length.
  */
 export function lastBoxed(text: string): string | null {
-  const said = text.slice(text.lastIndexOf("</think>") + 1);
+  const thought = text.lastIndexOf(THINK_END);
+  const said = thought < 0 ? text : text.slice(thought + THINK_END.length);
   for (let start = said.lastIndexOf(BOXED); start >= 0; start = start === 0 ? -1 : said.lastIndexOf(BOXED, start - 1)) {
     const from = start + BOXED.length;
     const end = closingBrace(said, from);

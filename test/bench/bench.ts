@@ -65,8 +65,13 @@ function percentile(values: number[], p: number): number {
 }
 
 /** Add to completed through BullMQ alone: one queue, one `run()` worker that does nothing. */
-async function plainRoundTrip(redisUrl: string): Promise<() => Promise<number>> {
-  const connect = () => new Redis(redisUrl, { maxRetriesPerRequest: null });
+async function plainRoundTrip(redisUrl: string) {
+  const connections: Redis[] = [];
+  const connect = () => {
+    const redis = new Redis(redisUrl, { maxRetriesPerRequest: null });
+    connections.push(redis);
+    return redis;
+  };
   const queue = new Queue("bench", { connection: connect() });
   const events = new QueueEvents("bench", { connection: connect() });
   const worker = new Worker("bench", async () => ({ answer: "1" }), { connection: connect() });
@@ -74,7 +79,7 @@ async function plainRoundTrip(redisUrl: string): Promise<() => Promise<number>> 
   const waiters = new Map<string, () => void>();
   events.on("completed", ({ jobId }) => waiters.get(jobId)?.());
   let n = 0;
-  return async () => {
+  const trip = async () => {
     const jobId = `bench-${n++}`;
     const startedAt = performance.now();
     const done = new Promise<void>((resolve) => waiters.set(jobId, resolve));
@@ -82,6 +87,11 @@ async function plainRoundTrip(redisUrl: string): Promise<() => Promise<number>> 
     await done;
     return performance.now() - startedAt;
   };
+  const close = async () => {
+    await Promise.all([worker.close(), events.close(), queue.close()]);
+    for (const redis of connections) redis.disconnect();
+  };
+  return { trip, close };
 }
 
 async function roundTrips(appendfsync: "always" | "everysec") {
@@ -96,9 +106,10 @@ async function roundTrips(appendfsync: "always" | "everysec") {
   await client.finished((await client.submit({ problem: "warm up" })).jobId);
   const times = { plain: [] as number[], ours: [] as number[] };
   for (let i = 0; i < ROUND_TRIPS; i++) {
-    times.plain.push(await plain());
+    times.plain.push(await plain.trip());
     times.ours.push(await ours());
   }
+  await plain.close();
   await bench.stop();
   const [p50Plain, p50Ours] = [percentile(times.plain, 0.5), percentile(times.ours, 0.5)];
   return [appendfsync, p50Plain, percentile(times.plain, 0.95), p50Ours, percentile(times.ours, 0.95), p50Ours - p50Plain];
@@ -141,7 +152,8 @@ async function postsPerSecond(baseUrl: string): Promise<number> {
 
 async function posts(appendfsync: "always" | "everysec") {
   const bench = await system(appendfsync, "none");
-  const queue = new Queue("bare", { connection: new Redis(bench.redis.url) });
+  const connection = new Redis(bench.redis.url);
+  const queue = new Queue("bare", { connection });
   const app = express();
   app.post("/solve", express.json(), async (request, response) => {
     const job = await queue.add("solve", request.body);
@@ -156,6 +168,8 @@ async function posts(appendfsync: "always" | "everysec") {
     rates.ours.push(await postsPerSecond(bench.api.url));
   }
   server.close();
+  await queue.close();
+  connection.disconnect();
   await bench.stop();
   const [bare, ours] = [percentile(rates.bare, 0.5), percentile(rates.ours, 0.5)];
   return [appendfsync, bare, ours, ours / bare];
