@@ -1,4 +1,4 @@
-import { createHash } from "node:crypto";
+import { createHash, randomUUID } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { mkdir, readFile, rename, rm, stat, statfs, writeFile } from "node:fs/promises";
 import path from "node:path";
@@ -150,7 +150,7 @@ async function digestOf(file: string, dataDir: string): Promise<string> {
   for await (const chunk of createReadStream(file)) hash.update(chunk as Buffer);
   const digest = hash.digest("hex");
   await mkdir(dataDir, { recursive: true });
-  const temporary = `${cacheFile}.${process.pid}`;
+  const temporary = `${cacheFile}.${randomUUID()}`;
   await writeFile(temporary, JSON.stringify({ ...(await readDigests(cacheFile)), [key]: digest }));
   await rename(temporary, cacheFile);
   return digest;

@@ -1,0 +1,97 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import os from "node:os";
+import path from "node:path";
+import readline from "node:readline";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { type ModelProfile, readConfig } from "../../queues/config.ts";
+import { isAlive, startTicksOf } from "../../queues/process-identity.ts";
+import { ChatClient } from "../../workers/engines/chat-client.ts";
+import { createEmbeddedEngine } from "../../workers/engines/embedded.ts";
+import { solvePrompt } from "../../workers/solve/prompts.ts";
+import { engineContract } from "./engine-contract.ts";
+
+const models = path.join(import.meta.dirname, "../../models");
+let folder: string;
+const profile: ModelProfile = readConfig({ STUDENT_PORT: "0" }).profiles.student;
+const createEngine = () => createEmbeddedEngine({ dataDir: folder });
+
+beforeAll(async () => {
+  folder = await mkdtemp(path.join(os.tmpdir(), "mathllm-engine-"));
+});
+afterAll(() => rm(folder, { recursive: true, force: true }));
+
+engineContract("embedded", createEngine, profile);
+
+async function answer(given: ModelProfile, problems: string[]) {
+  const engine = createEngine();
+  const { baseUrl } = await engine.start(given);
+  await engine.ready(60_000);
+  const client = new ChatClient(baseUrl);
+  const signal = AbortSignal.timeout(60_000);
+  const replies = await Promise.all(
+    problems.map((problem) => client.chat({ messages: solvePrompt(problem), maxTokens: 300, temperature: 0 }, { signal })),
+  );
+  const metrics = await engine.metrics();
+  await client.close();
+  await engine.stop(1000);
+  return { texts: replies.map((reply) => reply.text), metrics };
+}
+
+test("a draft changes no answer and its tokens are counted, also with more requests than places", async () => {
+  const problems = Array.from({ length: 12 }, (_, i) => `What is ${37 + i} + ${58 - i}?`);
+  const without = await answer(profile, problems);
+  const withDraft = await answer({ ...profile, speculative: { enabled: true, draftModel: path.join(models, "draft.gguf") } }, problems);
+  expect(withDraft.texts).toEqual(without.texts);
+  expect(without.metrics.draftTokensTotal).toBe(0);
+  expect(withDraft.metrics.draftTokensTotal).toBeGreaterThan(0);
+  expect(withDraft.metrics.draftAcceptedTokensTotal).toBeGreaterThan(0);
+});
+
+test("a draft with another vocabulary is refused before it serves, with the reason", async () => {
+  const bytes = await readFile(path.join(models, "draft.gguf"));
+  const at = bytes.indexOf(Buffer.from("The"));
+  bytes.write("Xhe", at);
+  const draftModel = path.join(folder, "other-vocabulary.gguf");
+  await writeFile(draftModel, bytes);
+  const engine = createEngine();
+  await engine.start({ ...profile, speculative: { enabled: true, draftModel } });
+  await expect(engine.ready(60_000)).rejects.toMatchObject({
+    code: "model-invalid",
+    message: expect.stringMatching(/another vocabulary.*token \d+ differs/),
+  });
+  await engine.stop(1000);
+});
+
+test.each([
+  ["text", async () => Buffer.from("this is no model")],
+  ["a file cut in half", async () => (await readFile(path.join(models, "student.gguf"))).subarray(0, 2_000_000)],
+])("%s is no model: said before loading", async (_name, content) => {
+  const model = path.join(folder, "broken.gguf");
+  await writeFile(model, await content());
+  await expect(createEngine().start({ ...profile, model })).rejects.toMatchObject({
+    code: "model-invalid",
+    message: expect.stringContaining(model),
+  });
+});
+
+test("the server ends with its parent, killed with -9", async () => {
+  const script = path.join(folder, "parent.ts");
+  const engines = path.join(import.meta.dirname, "../../workers/engines/embedded.ts");
+  const given = JSON.stringify(profile);
+  await writeFile(
+    script,
+    `import { createEmbeddedEngine } from ${JSON.stringify(engines)};
+const engine = createEmbeddedEngine({ dataDir: ${JSON.stringify(folder)} });
+const { pid } = await engine.start(${given});
+await engine.ready(60000);
+console.log(pid);`,
+  );
+  const parent = spawn(process.execPath, [script], { stdio: ["ignore", "pipe", "inherit"] });
+  const [line] = (await once(readline.createInterface({ input: parent.stdout! }), "line")) as [string];
+  const server = { pid: Number(line), startTicks: startTicksOf(Number(line)) };
+  expect(isAlive(server)).toBe(true);
+  parent.kill("SIGKILL");
+  await expect.poll(() => isAlive(server), { timeout: 5000 }).toBe(false);
+});

@@ -1,0 +1,186 @@
+import { readFileSync } from "node:fs";
+import path from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { lastBoxed } from "../../maths/answers.ts";
+import type { ModelProfile } from "../../queues/config.ts";
+import { isAlive } from "../../queues/process-identity.ts";
+import { ChatClient } from "../../workers/engines/chat-client.ts";
+import type { Endpoint, Engine } from "../../workers/engines/engine.ts";
+import { solvePrompt } from "../../workers/solve/prompts.ts";
+
+const START_TIMEOUT_MS = 120_000;
+const problems = readFileSync(path.join(import.meta.dirname, "../../models/held-out.jsonl"), "utf8")
+  .split("\n", 24)
+  .map((line) => JSON.parse(line) as { problem: string; answer: string });
+
+/** What the worker relies on, whichever engine it is. `profile` runs a model that knows the shipped Student's problems. */
+export function engineContract(name: string, createEngine: () => Engine, profile: ModelProfile): void {
+  describe(`${name}: a running server`, () => {
+    let engine: Engine;
+    let endpoint: Endpoint;
+    let client: ChatClient;
+    const never = new AbortController().signal;
+    const solve = (problem: string, signal = never) =>
+      client.chat({ messages: solvePrompt(problem), maxTokens: 300, temperature: 0 }, { signal });
+
+    beforeAll(async () => {
+      engine = createEngine();
+      endpoint = await engine.start(profile);
+      client = new ChatClient(endpoint.baseUrl);
+    });
+    afterAll(async () => {
+      await client.close();
+      await engine.stop(1000);
+    });
+
+    test("health is 503 until the model is loaded, then 200; ready tells the model", async () => {
+      expect((await fetch(`${endpoint.baseUrl}/health`)).status).toBe(503);
+      const model = await engine.ready(START_TIMEOUT_MS);
+      expect(model.digest).toMatch(/^[0-9a-f]{64}$/);
+      expect(model.contextTokens).toBeGreaterThan(100);
+      expect((await fetch(`${endpoint.baseUrl}/health`)).status).toBe(200);
+      const { data } = (await (await fetch(`${endpoint.baseUrl}/v1/models`)).json()) as { data: { id: string }[] };
+      expect(data[0]?.id).toBe(model.modelId);
+    });
+
+    test("a streamed answer comes in pieces, with usage", async () => {
+      const pieces: string[] = [];
+      const reply = await client.chat(
+        { messages: solvePrompt("What is 17 + 25?"), maxTokens: 300, temperature: 0 },
+        { signal: never, onText: (text) => pieces.push(text) },
+      );
+      expect(pieces.length).toBeGreaterThan(3);
+      expect(pieces.join("")).toBe(reply.text);
+      expect(reply).toMatchObject({ finishReason: "stop" });
+      expect(lastBoxed(reply.text)).toBe("42");
+      expect(reply.promptTokens).toBeGreaterThan(10);
+      expect(reply.completionTokens).toBeGreaterThan(10);
+    });
+
+    test("the same unstreamed", async () => {
+      const response = await fetch(`${endpoint.baseUrl}/v1/chat/completions`, {
+        method: "POST",
+        headers: { "content-type": "application/json" },
+        body: JSON.stringify({ messages: solvePrompt("What is 17 + 25?"), temperature: 0 }),
+      });
+      const body = (await response.json()) as {
+        choices: { message: { content: string }; finish_reason: string }[];
+        usage: { total_tokens: number };
+      };
+      expect(lastBoxed(body.choices[0]!.message.content)).toBe("42");
+      expect(body.usage.total_tokens).toBeGreaterThan(20);
+    });
+
+    test("answers at once in parallel are as right as one after the other, and the same", async () => {
+      const inTurn: string[] = [];
+      for (const { problem } of problems) inTurn.push((await solve(problem)).text);
+      const together = (await Promise.all(problems.map(({ problem }) => solve(problem)))).map((reply) => reply.text);
+      expect(together).toEqual(inTurn);
+      expect(together.filter((text, i) => lastBoxed(text) === problems[i]!.answer).length).toBeGreaterThanOrEqual(problems.length - 1);
+    });
+
+    test("the token limit cuts with finish reason length; a stop text ends before it", async () => {
+      expect(
+        await client.chat({ messages: solvePrompt("What is 17 + 25?"), maxTokens: 5, temperature: 0 }, { signal: never }),
+      ).toMatchObject({
+        finishReason: "length",
+        completionTokens: 5,
+      });
+      const stopped = await client.chat(
+        { messages: solvePrompt("What is 17 + 25?"), maxTokens: 300, temperature: 0, stop: ["\\boxed"] },
+        { signal: never },
+      );
+      expect(stopped.text).not.toContain("\\boxed");
+    });
+
+    test("a prompt that does not fit is refused with the reason", async () => {
+      await expect(solve("1 + ".repeat(4000))).rejects.toMatchObject({ code: "problem-too-long" });
+    });
+
+    test("a malformed request gets OpenAI's error envelope", async () => {
+      const post = async (body: string) =>
+        fetch(`${endpoint.baseUrl}/v1/chat/completions`, { method: "POST", headers: { "content-type": "application/json" }, body });
+      for (const body of ["{", "{}", '{"messages":[]}', '{"messages":[{"role":"user","content":"1"}],"max_tokens":"many"}']) {
+        const response = await post(body);
+        expect(response.status).toBe(400);
+        expect(await response.json()).toMatchObject({ error: { message: expect.any(String) } });
+      }
+    });
+
+    test("an abort frees its place", async () => {
+      const leave = new AbortController();
+      const left = Array.from({ length: profile.maxNumSeqs * 2 }, () =>
+        client.chat(
+          { messages: solvePrompt("What is 17 + 25?"), maxTokens: 300, temperature: 1.5 },
+          { signal: leave.signal, onText: () => leave.abort(new Error("left")) },
+        ),
+      );
+      for (const outcome of await Promise.allSettled(left))
+        expect(outcome).toMatchObject({ status: "rejected", reason: { message: "left" } });
+      expect(lastBoxed((await solve("What is 17 + 25?")).text)).toBe("42");
+      await expect.poll(async () => (await engine.metrics()).requestsRunning).toBe(0);
+    });
+
+    test("metrics count tokens", async () => {
+      const before = await engine.metrics();
+      const reply = await solve("What is 17 + 25?");
+      const after = await engine.metrics();
+      expect(after.completionTokensTotal - before.completionTokensTotal).toBe(reply.completionTokens);
+      expect(after.promptTokensTotal - before.promptTokensTotal).toBe(reply.promptTokens);
+    });
+
+    test("a crash shows: the request breaks off as retryable, exited tells the signal", async () => {
+      const running = client.chat(
+        { messages: solvePrompt("What is 17 + 25?"), maxTokens: 300, temperature: 0 },
+        { signal: never, onText: () => process.kill(endpoint.pid, "SIGKILL") },
+      );
+      await expect(running).rejects.toMatchObject({ code: "engine-failed", retryable: true });
+      expect(await engine.exited).toMatchObject({ signal: "SIGKILL" });
+      await engine.stop(1000);
+    });
+  });
+
+  describe(`${name}: starting and stopping`, () => {
+    test("stop resolves when the process is gone, and again", async () => {
+      const engine = createEngine();
+      const { pid, startTicks } = await engine.start(profile);
+      await engine.ready(START_TIMEOUT_MS);
+      expect(isAlive({ pid, startTicks })).toBe(true);
+      await engine.stop(5000);
+      expect(isAlive({ pid, startTicks })).toBe(false);
+      await engine.stop(5000);
+    });
+
+    test("stop while it loads", async () => {
+      const engine = createEngine();
+      const { pid, startTicks } = await engine.start(profile);
+      const ready = engine.ready(START_TIMEOUT_MS);
+      ready.catch(() => {});
+      await engine.stop(5000);
+      expect(isAlive({ pid, startTicks })).toBe(false);
+      await expect(ready).rejects.toMatchObject({ code: "engine-failed" });
+    });
+
+    test("a taken port is said before anything is loaded", async () => {
+      const first = createEngine();
+      const { baseUrl } = await first.start(profile);
+      const second = createEngine();
+      const port = Number(new URL(baseUrl).port);
+      await expect(second.start({ ...profile, port })).rejects.toMatchObject({
+        code: "port-in-use",
+        message: expect.stringContaining(String(port)),
+      });
+      await Promise.all([first.stop(1000), second.stop(1000)]);
+    });
+
+    test("a missing model", async () => {
+      await expect(createEngine().start({ ...profile, model: "/nowhere/model.gguf" })).rejects.toMatchObject({ code: "model-missing" });
+    });
+
+    test("the footprint is known before loading", async () => {
+      const { weightsBytes, contextBytes } = await createEngine().footprint(profile);
+      expect(weightsBytes).toBeGreaterThan(1_000_000);
+      expect(contextBytes).toBeGreaterThan(1_000_000);
+    });
+  });
+}
