@@ -48,6 +48,16 @@ async function redisFor(config: Config, log: Logger, dieWithParent = false): Pro
   return { url: redis.url, stop: () => redis.stop() };
 }
 
+/** Runs `body` with a Redis that is stopped however it ends, if it was started here. */
+async function withRedis(config: Config, log: Logger, body: (redisUrl: string) => Promise<number>): Promise<number> {
+  const redis = await redisFor(config, log);
+  try {
+    return await body(redis.url);
+  } finally {
+    await redis.stop();
+  }
+}
+
 async function makeDataDir(dataDir: string): Promise<void> {
   try {
     await mkdir(dataDir, { recursive: true, mode: 0o700 });
@@ -87,38 +97,35 @@ function untilSignalled(drain: () => Promise<void>, now: () => void): Promise<nu
 async function runWorker(): Promise<number> {
   const config = readConfig();
   const log = logTo(config).child({ process: "worker" });
-  const redis = await redisFor(config, log);
-  let worker: Awaited<ReturnType<typeof startGpuWorker>>;
-  worker = await startGpuWorker({
-    config,
-    redisUrl: redis.url,
-    createEngine: () => createEmbeddedEngine({ dataDir: config.dataDir, hfToken: config.hfToken, log }),
-    log,
-    onLeaseLost: () => {
-      log.fatal("another worker holds the GPU: stopping the model server and leaving; running jobs go back to their queue");
-      worker.stop(0).finally(() => process.exit(EXIT_FAILED));
-    },
+  return withRedis(config, log, async (redisUrl) => {
+    const worker = await startGpuWorker({
+      config,
+      redisUrl,
+      createEngine: () => createEmbeddedEngine({ dataDir: config.dataDir, hfToken: config.hfToken, log }),
+      log,
+      onLeaseLost: () => {
+        log.fatal("another worker holds the GPU: stopping the model server and leaving; running jobs go back to their queue");
+        worker.stop(0).finally(() => process.exit(EXIT_FAILED));
+      },
+    });
+    return untilSignalled(
+      () => worker.stop(config.shutdownGraceMs),
+      () => void worker.stop(0),
+    );
   });
-  const code = await untilSignalled(
-    () => worker.stop(config.shutdownGraceMs),
-    () => void worker.stop(0),
-  );
-  await redis.stop();
-  return code;
 }
 
 async function runApi(): Promise<number> {
   const config = readConfig();
   const log = logTo(config).child({ process: "api" });
-  const redis = await redisFor(config, log);
-  const api = await startApi({ config, redisUrl: redis.url, log, createBoard });
-  say(`API  ${api.url}\n`);
-  const code = await untilSignalled(
-    () => api.close(),
-    () => process.exit(EXIT_FAILED),
-  );
-  await redis.stop();
-  return code;
+  return withRedis(config, log, async (redisUrl) => {
+    const api = await startApi({ config, redisUrl, log, createBoard });
+    say(`API  ${api.url}\n`);
+    return untilSignalled(
+      () => api.close(),
+      () => process.exit(EXIT_FAILED),
+    );
+  });
 }
 
 interface System {

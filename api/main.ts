@@ -5,7 +5,7 @@ import type { Router } from "express";
 import type { Redis } from "ioredis";
 import type { Logger } from "pino";
 import type { Config } from "../queues/config.ts";
-import { openRedis, waitForRedis } from "../queues/connection.ts";
+import { openRedis, redisErrorLog, waitForRedis } from "../queues/connection.ts";
 import { MathllmError } from "../queues/errors.ts";
 import { openQueues, type Queues } from "../queues/open-queues.ts";
 import { createApp } from "./app.ts";
@@ -29,7 +29,7 @@ export interface RunningApi {
 
 /** Connects and listens. Throws `redis-unavailable` or `port-in-use`, with nothing left open. */
 export async function startApi({ config, redisUrl, log, createBoard }: ApiOptions): Promise<RunningApi> {
-  const onError = (error: Error) => log.warn({ err: error.message || String(error) }, "redis");
+  const onError = redisErrorLog(log);
   const connections: Redis[] = [];
   const connect = (profile: "producer" | "worker") => {
     const redis = openRedis(redisUrl, profile, onError);

@@ -1,4 +1,5 @@
 import { Redis, type RedisOptions } from "ioredis";
+import type { Logger } from "pino";
 import { MathllmError } from "./errors.ts";
 
 /**
@@ -48,4 +49,16 @@ export async function waitForRedis(redis: Redis, timeoutMs: number): Promise<voi
   } finally {
     redis.off("error", remember);
   }
+}
+
+const ERROR_LOG_MS = 10_000;
+
+/** Logs trouble with Redis at most every ten seconds: while it is away every connection of a process repeats the same. */
+export function redisErrorLog(log: Logger): (error: Error) => void {
+  let loggedAt = Number.NEGATIVE_INFINITY;
+  return (error) => {
+    if (performance.now() - loggedAt < ERROR_LOG_MS) return;
+    loggedAt = performance.now();
+    log.warn({ reason: error.message || String(error) }, "trouble with Redis; trying again");
+  };
 }

@@ -5,7 +5,7 @@ import type { Redis } from "ioredis";
 import type { Logger } from "pino";
 import { listenForCancels, moveToEnding } from "../queues/cancellation.ts";
 import type { Config } from "../queues/config.ts";
-import { openRedis, waitForRedis } from "../queues/connection.ts";
+import { openRedis, redisErrorLog, waitForRedis } from "../queues/connection.ts";
 import type { StageResult, WorkerStatus } from "../queues/contracts.ts";
 import { MathllmError } from "../queues/errors.ts";
 import { clientJobId, isExplainId, keys, ROLES, type Role, roleOfJobId, studentStageId } from "../queues/names.ts";
@@ -64,7 +64,7 @@ export async function gpuIdOf(config: Config): Promise<string> {
 
 /** Starts the worker of one GPU: waits for the lease, then dispatches until `stop`. Throws when Redis is not there. */
 export async function startGpuWorker({ config, redisUrl, createEngine, log, onLeaseLost }: GpuWorkerOptions): Promise<GpuWorker> {
-  const onError = (error: Error) => log.warn({ err: error.message || String(error) }, "redis");
+  const onError = redisErrorLog(log);
   const connections: Redis[] = [];
   const connect = () => {
     const redis = openRedis(redisUrl, "worker", onError);
@@ -114,7 +114,9 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onLe
       redis,
     );
     worker.on("error", onError);
-    worker.on("stalled", (jobId) => log.warn({ jobId, role }, "job came back from a worker that died"));
+    worker.on("stalled", (jobId) =>
+      log.warn({ jobId, role }, "the job's lock had expired (its worker died, or Redis was away); it waits again"),
+    );
     worker.on("lockRenewalFailed", (jobIds: string[]) => {
       for (const jobId of jobIds) worker.cancelJob(jobId, new HandBack("the lock was lost") as unknown as string);
     });

@@ -1,6 +1,6 @@
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import net from "node:net";
 import os from "node:os";
 import path from "node:path";
@@ -28,6 +28,17 @@ const environment = (over: NodeJS.ProcessEnv = {}): NodeJS.ProcessEnv => ({
   LOG_LEVEL: "error",
   ...over,
 });
+
+/** Processes that were started with this folder in their environment or on their command line. */
+async function processesOf(name: string): Promise<string[]> {
+  const found = await Promise.all(
+    (await readdir("/proc")).map(async (pid) => {
+      const texts = await Promise.all(["environ", "cmdline"].map((file) => readFile(`/proc/${pid}/${file}`, "utf8").catch(() => "")));
+      return texts.some((text) => text.includes(name)) ? [texts[1]!.replaceAll("\0", " ")] : [];
+    }),
+  );
+  return found.flat();
+}
 
 interface Outcome {
   code: number;
@@ -172,6 +183,7 @@ describe("wrong use", () => {
       expect(code).toBe(1);
     }
     taken.close();
+    expect(await processesOf(folder)).toEqual([]);
   });
 
   test("doctor names what is wrong and exits 1, and 0 when all is well", async () => {
