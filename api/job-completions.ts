@@ -1,6 +1,6 @@
 import { QueueEvents } from "bullmq";
 import type { Redis } from "ioredis";
-import { KEY_PREFIX, ROLES } from "../queues/names.ts";
+import { clientJobId, KEY_PREFIX, ROLES } from "../queues/names.ts";
 
 /**
  * Tells when a job becomes terminal, from BullMQ's event streams. A waiter is registered first and the job read after, so
@@ -16,7 +16,8 @@ export class JobCompletions {
     this.#events = ROLES.map((role) => {
       const events = new QueueEvents(role, { connection: connect(), prefix: KEY_PREFIX, skipVersionCheck: true });
       events.on("completed", ({ jobId }) => this.notify(jobId));
-      events.on("failed", ({ jobId }) => this.notify(jobId));
+      // A Student that failed ends the whole explain job, though its parent fails only once a worker picks it.
+      events.on("failed", ({ jobId }) => this.notify(clientJobId(jobId)));
       events.on("error", onError);
       return events;
     });
@@ -42,6 +43,11 @@ export class JobCompletions {
   /** This job ended, or will surely end: its waiters look again. */
   notify(jobId: string): void {
     for (const done of [...(this.#waiters.get(jobId) ?? [])]) done();
+  }
+
+  /** Nothing is told any more. */
+  get closed(): boolean {
+    return this.#closed;
   }
 
   get waiting(): number {

@@ -49,11 +49,16 @@ export async function startApi({ config, redisUrl, log, createBoard }: ApiOption
   const queues = openQueues(redis, onError);
   const completions = new JobCompletions(() => connect("worker"), onError);
   const server = http.createServer(createApp({ queues, config, completions, log, board: createBoard?.(queues) }));
+  // Without this a kept-alive connection whose long poll was just answered holds `close` up until its client drops it.
+  server.on("request", (_request, response) =>
+    response.on("close", () => {
+      if (!server.listening) server.closeIdleConnections();
+    }),
+  );
   const close = async () => {
     const closed = server.listening ? once(server, "close") : undefined;
     server.close();
     await completions.close();
-    server.closeIdleConnections();
     await closed;
     await queues.close();
     disconnect();

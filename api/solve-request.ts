@@ -10,7 +10,7 @@ export function parseSolveRequest(body: unknown): SolveRequest {
   if (parsed.success) return parsed.data;
   const errors = parsed.error.issues.map((issue) => ({
     path: issue.path.join("."),
-    expected: issue.message,
+    expected: shortened(issue.message),
     got: shown(valueAt(body, issue.path)),
   }));
   const lines = errors.map(({ path, expected, got }) => `${path || "the body"}: ${expected}; got ${got}`);
@@ -27,7 +27,10 @@ function valueAt(value: unknown, path: PropertyKey[]): unknown {
 function shown(value: unknown): string {
   if (value === undefined) return "nothing";
   if (typeof value === "string" && value.length > SHOWN_CHARS) return `a text of ${value.length} characters`;
-  const text = JSON.stringify(value);
+  return shortened(JSON.stringify(value));
+}
+
+function shortened(text: string): string {
   return text.length > SHOWN_CHARS ? `${text.slice(0, SHOWN_CHARS)}…` : text;
 }
 

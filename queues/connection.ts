@@ -36,10 +36,15 @@ export async function waitForRedis(redis: Redis, timeoutMs: number): Promise<voi
   try {
     await new Promise<void>((resolve, reject) => {
       const timer = setTimeout(() => reject(new Error(lastError)), timeoutMs);
-      redis.once("ready", () => {
+      const settle = (then: () => void) => () => {
         clearTimeout(timer);
-        resolve();
-      });
+        then();
+      };
+      redis.once("ready", settle(resolve));
+      redis.once(
+        "end",
+        settle(() => reject(new Error("the connection was closed"))),
+      );
     });
   } catch {
     throw new MathllmError(

@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { randomBytes } from "node:crypto";
+import { randomBytes, randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { mkdir, open, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { link, mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import net from "node:net";
 import path from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -9,7 +9,7 @@ import { z } from "zod";
 import { openRedis, waitForRedis } from "./connection.ts";
 import { MathllmError } from "./errors.ts";
 import { isAlive, ownIdentity, type ProcessIdentity, startTicksOf } from "./process-identity.ts";
-import { findRedisBinary, libraryEnv, type RedisBinary } from "./redis-binary.ts";
+import { findRedisBinary, libraryEnv } from "./redis-binary.ts";
 
 /**
  * A private Redis of one data directory.
@@ -48,7 +48,9 @@ type Instance = z.infer<typeof instanceSchema>;
 const PORT_TRIES = 5;
 const READY_TIMEOUT_MS = 30_000;
 const STOP_TIMEOUT_MS = 10_000;
-const RESTART_MS = 200;
+const STOP_POLL_MS = 5;
+const LOOK_MS = 1000;
+const RESTART_MS = 500;
 const LOCK_POLL_MS = 50;
 const LOG_LINES = 8;
 
@@ -57,139 +59,150 @@ const urlOf = ({ port, password }: Pick<Instance, "port" | "password">) => `redi
 /** Starts or joins the server of this data directory. Throws `redis-binary-missing`, or `redis-unavailable` with its last log lines. */
 export async function startEmbeddedRedis(options: EmbeddedRedisOptions): Promise<EmbeddedRedis> {
   const folder = path.join(options.dataDir, "redis");
-  try {
-    await mkdir(folder, { recursive: true, mode: 0o700 });
-  } catch (error) {
-    throw new MathllmError(
-      "redis-unavailable",
-      `Expected to be able to write ${folder}; ${(error as Error).message}. Set DATA_DIR to a folder of yours.`,
-    );
-  }
-  const unlock = await lock(path.join(folder, "starting.lock"));
-  try {
-    const running = await readInstance(folder);
-    if (running !== undefined && isAlive(running.server)) return await join(folder, running);
-    const binary = await findRedisBinary({ env: options.env ?? process.env, log: options.log ?? (() => {}) });
-    return await startNew(folder, binary, options);
-  } finally {
-    await unlock();
+  const giveUpAt = Date.now() + READY_TIMEOUT_MS;
+  for (;;) {
+    const unlock = await lockFolder(folder).catch((error: Error) => {
+      throw new MathllmError(
+        "redis-unavailable",
+        `Expected to be able to write ${folder}; ${error.message}. Set DATA_DIR to a folder of yours.`,
+      );
+    });
+    try {
+      const running = await readInstance(folder);
+      if (running === undefined) return await startNew(folder, options);
+      if (!isAlive(running.keeper))
+        return isAlive(running.server) ? await takeOver(folder, running, options) : await startNew(folder, options);
+      if (isAlive(running.server)) return await join(folder, running);
+    } finally {
+      await unlock();
+    }
+    // Its keeper lives and is just starting it again.
+    if (Date.now() > giveUpAt) {
+      throw new MathllmError(
+        "redis-unavailable",
+        `The process that keeps the embedded Redis can't start it again. ${await lastLines(folder)}`,
+      );
+    }
+    await delay(LOCK_POLL_MS);
   }
 }
 
 async function join(folder: string, running: Instance): Promise<EmbeddedRedis> {
-  await answering(urlOf(running), folder);
-  const kept = isAlive(running.keeper);
-  const instance = kept ? running : { ...running, keeper: ownIdentity() };
-  if (!kept) await writeInstance(folder, instance);
-  return handleOf(instance, kept, async () => {
-    process.kill(instance.server.pid, "SIGTERM");
-    const giveUpAt = Date.now() + STOP_TIMEOUT_MS;
-    while (isAlive(instance.server)) {
-      if (Date.now() > giveUpAt) process.kill(instance.server.pid, "SIGKILL");
-      await delay(LOCK_POLL_MS);
-    }
-  });
+  const url = urlOf(running);
+  await answering(url, folder);
+  return { url, pid: running.server.pid, joined: true, stop: async () => {} };
 }
 
-function handleOf(instance: Instance, joined: boolean, end: () => Promise<void>): EmbeddedRedis {
-  return {
-    url: urlOf(instance),
-    pid: instance.server.pid,
-    joined,
-    stop: async () => (joined || !isAlive(instance.server) ? undefined : end()),
-  };
+/** Its keeper was killed: this process is its keeper from now on. */
+async function takeOver(folder: string, running: Instance, options: EmbeddedRedisOptions): Promise<EmbeddedRedis> {
+  const server = new RedisServer(folder, running, options);
+  await server.takeOver(running.server);
+  return server;
 }
 
-async function startNew(folder: string, binary: RedisBinary, options: EmbeddedRedisOptions): Promise<EmbeddedRedis> {
+async function startNew(folder: string, options: EmbeddedRedisOptions): Promise<EmbeddedRedis> {
   const password = randomBytes(24).toString("hex");
   for (let tries = 1; ; tries++) {
     const port = await freePort();
     await writePrivate(path.join(folder, "redis.conf"), configOf(folder, port, password, options.appendfsync));
-    const server = new RedisServer(folder, binary, { port, password }, options);
+    const server = new RedisServer(folder, { port, password }, options);
     try {
       await server.start();
       return server;
     } catch (error) {
+      await server.stop();
       if (tries < PORT_TRIES && /address already in use/i.test((error as Error).message)) continue;
       throw error;
     }
   }
 }
 
-/** The server as its keeper's child. One that dies by itself is started again on the same port and data, so that clients find it again. */
+/** The server seen by its keeper. One that dies by itself is started again on the same port and data, so that clients find it again. */
 class RedisServer implements EmbeddedRedis {
   readonly joined = false;
   readonly url: string;
   readonly #folder: string;
-  readonly #binary: RedisBinary;
   readonly #address: Pick<Instance, "port" | "password">;
   readonly #options: EmbeddedRedisOptions;
-  #child: ChildProcess | undefined;
+  #server: ProcessIdentity | undefined;
   #watcher: ChildProcess | undefined;
-  #restart: NodeJS.Timeout | undefined;
+  #lookAgain: NodeJS.Timeout | undefined;
   #stopping = false;
 
-  constructor(folder: string, binary: RedisBinary, address: Pick<Instance, "port" | "password">, options: EmbeddedRedisOptions) {
+  constructor(folder: string, address: Pick<Instance, "port" | "password">, options: EmbeddedRedisOptions) {
     this.#folder = folder;
-    this.#binary = binary;
-    this.#address = address;
+    this.#address = { port: address.port, password: address.password };
     this.#options = options;
     this.url = urlOf(address);
   }
 
   get pid(): number {
-    return this.#child!.pid!;
+    return this.#server!.pid;
   }
 
   async start(): Promise<void> {
-    const { path: command, libraryPath } = this.#binary;
+    const { env = process.env, log = () => {} } = this.#options;
+    const { path: command, libraryPath } = await findRedisBinary({ env, log });
     const child = spawn(command, [path.join(this.#folder, "redis.conf")], {
       env: libraryEnv(libraryPath),
       stdio: "ignore",
       detached: true,
       cwd: this.#folder,
     });
-    this.#child = child;
-    try {
-      await once(child, "spawn");
-      await Promise.race([answering(this.url, this.#folder), diedEarly(child, this.#folder)]);
-    } catch (error) {
-      child.kill("SIGKILL");
-      throw error;
-    }
+    await once(child, "spawn");
     child.unref();
-    child.once("exit", (code, signal) => {
-      if (this.#stopping) return;
-      this.#options.log?.(`the embedded Redis ended by itself (code ${code}, signal ${signal}) and is started again`);
-      this.#startAgain();
-    });
-    const server: ProcessIdentity = { pid: child.pid!, startTicks: startTicksOf(child.pid!) };
+    const giveUp = new AbortController();
+    // Recorded before it answers: should we be killed now, the next start finds it instead of starting a second one on the same data.
+    await this.#keep({ pid: child.pid!, startTicks: startTicksOf(child.pid!) });
+    try {
+      await Promise.race([answering(this.url, this.#folder, giveUp.signal), diedEarly(child, this.#folder)]);
+    } finally {
+      giveUp.abort();
+    }
+    child.once("exit", () => this.#look());
+    this.#look();
+  }
+
+  async takeOver(server: ProcessIdentity): Promise<void> {
+    await this.#keep(server);
+    await answering(this.url, this.#folder);
+    this.#look();
+  }
+
+  async stop(): Promise<void> {
+    this.#stopping = true;
+    clearTimeout(this.#lookAgain);
+    this.#watcher?.kill("SIGKILL");
+    const server = this.#server;
+    const giveUpAt = Date.now() + STOP_TIMEOUT_MS;
+    if (server !== undefined && isAlive(server)) process.kill(server.pid, "SIGTERM");
+    while (server !== undefined && isAlive(server)) {
+      if (Date.now() > giveUpAt) process.kill(server.pid, "SIGKILL");
+      await delay(STOP_POLL_MS);
+    }
+    await rm(path.join(this.#folder, "instance.json"), { force: true });
+  }
+
+  async #keep(server: ProcessIdentity): Promise<void> {
+    this.#server = server;
     await writeInstance(this.#folder, { server, keeper: ownIdentity(), ...this.#address });
     this.#watcher?.kill("SIGKILL");
     if (this.#options.dieWithParent === true) this.#watcher = watch(server.pid);
   }
 
-  async stop(): Promise<void> {
-    this.#stopping = true;
-    clearTimeout(this.#restart);
-    this.#watcher?.kill("SIGKILL");
-    const child = this.#child;
-    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
-    child.ref();
-    const gone = once(child, "exit");
-    child.kill("SIGTERM");
-    const timer = setTimeout(() => child.kill("SIGKILL"), STOP_TIMEOUT_MS);
-    await gone;
-    clearTimeout(timer);
-  }
-
-  #startAgain(): void {
-    this.#restart = setTimeout(() => {
-      this.start().catch((error: Error) => {
-        this.#options.log?.(error.message);
-        if (!this.#stopping) this.#startAgain();
-      });
-    }, RESTART_MS);
+  /** Looks now and then whether the server lives, and starts it again if not. */
+  #look(): void {
+    clearTimeout(this.#lookAgain);
+    if (this.#stopping) return;
+    if (this.#server !== undefined && isAlive(this.#server)) {
+      this.#lookAgain = setTimeout(() => this.#look(), LOOK_MS).unref();
+      return;
+    }
+    this.#options.log?.("the embedded Redis ended by itself and is started again");
+    this.start().catch((error: Error) => {
+      this.#options.log?.(error.message);
+      if (!this.#stopping) this.#lookAgain = setTimeout(() => this.#look(), RESTART_MS);
+    });
   }
 }
 
@@ -212,8 +225,9 @@ async function diedEarly(child: ChildProcess, folder: string): Promise<never> {
   );
 }
 
-async function answering(url: string, folder: string): Promise<void> {
+async function answering(url: string, folder: string, signal?: AbortSignal): Promise<void> {
   const redis = openRedis(url, "worker", () => {});
+  signal?.addEventListener("abort", () => redis.disconnect());
   try {
     await waitForRedis(redis, READY_TIMEOUT_MS);
   } catch {
@@ -273,28 +287,43 @@ async function writePrivate(file: string, text: string): Promise<void> {
   await rename(`${file}.new`, file);
 }
 
-/** An exclusive file that names its owner: one whose owner is dead is taken over. Returns the release. */
+async function lockFolder(folder: string): Promise<() => Promise<void>> {
+  await mkdir(folder, { recursive: true, mode: 0o700 });
+  return lock(path.join(folder, "starting.lock"));
+}
+
+/** An exclusive file that names its owner from the moment it exists: one whose owner is dead is taken over. Returns the release. */
 async function lock(file: string): Promise<() => Promise<void>> {
-  for (;;) {
-    try {
-      const handle = await open(file, "wx", 0o600);
-      await handle.writeFile(JSON.stringify(ownIdentity()));
-      await handle.close();
-      return () => rm(file, { force: true });
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+  const own = `${file}.${process.pid}.${randomUUID()}`;
+  await writeFile(own, JSON.stringify(ownIdentity()), { mode: 0o600 });
+  try {
+    while (!(await linked(own, file))) {
+      const owner = await lockOwner(file);
+      if (owner === "none" || (owner !== "gone" && !isAlive(owner))) await rm(file, { force: true });
+      else if (owner !== "gone") await delay(LOCK_POLL_MS);
     }
-    const owner = await lockOwner(file);
-    if (owner !== undefined && !isAlive(owner)) await rm(file, { force: true });
-    else await delay(LOCK_POLL_MS);
+  } finally {
+    await rm(own, { force: true });
+  }
+  return () => rm(file, { force: true });
+}
+
+/** Whether `file` is now another name of `own`; false when it stood already. */
+async function linked(own: string, file: string): Promise<boolean> {
+  try {
+    await link(own, file);
+    return true;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "EEXIST") return false;
+    throw error;
   }
 }
 
-/** undefined while its owner is still writing its name. */
-async function lockOwner(file: string): Promise<ProcessIdentity | undefined> {
+/** `gone`: released meanwhile. `none`: it names nobody. */
+async function lockOwner(file: string): Promise<ProcessIdentity | "gone" | "none"> {
   try {
     return identitySchema.parse(JSON.parse(await readFile(file, "utf8")));
-  } catch {
-    return undefined;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "ENOENT" ? "gone" : "none";
   }
 }

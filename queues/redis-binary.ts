@@ -1,6 +1,6 @@
 import { execFile } from "node:child_process";
-import { accessSync, constants } from "node:fs";
-import { chmod, copyFile, mkdir, mkdtemp, readdir, rename, rm } from "node:fs/promises";
+import { constants } from "node:fs";
+import { access, chmod, copyFile, lstat, mkdir, mkdtemp, readdir, rename, rm } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
@@ -21,7 +21,8 @@ export interface FindRedisOptions {
   log: (line: string) => void;
 }
 
-const MIN_MAJOR = 6;
+/** The first Redis with all that BullMQ uses; every Valkey has it. */
+const MIN_VERSION = "6.2";
 const VERSION_TIMEOUT_MS = 10_000;
 const PACKAGE_TIMEOUT_MS = 120_000;
 const COMPILE_TIMEOUT_MS = 600_000;
@@ -40,16 +41,16 @@ export async function findRedisBinary({ env, log }: FindRedisOptions): Promise<R
     } catch (error) {
       throw new MathllmError(
         "redis-binary-missing",
-        `REDIS_SERVER_BIN: expected a redis-server or valkey-server, version ${MIN_MAJOR} or newer, at ${env.REDIS_SERVER_BIN}; ${(error as Error).message}.`,
+        `REDIS_SERVER_BIN: expected a redis-server or valkey-server, version ${MIN_VERSION} or newer, at ${env.REDIS_SERVER_BIN}; ${(error as Error).message}.`,
       );
     }
   }
-  const cache = cacheFolder(env);
+  const cache = await cacheFolder(env);
   const rungs: [string, () => Promise<RedisBinary>][] = [
     ["on the PATH", () => onPath(env)],
     ["cached copy", () => checked(path.join(cache, "bin", "redis-server"), "cache", path.join(cache, "lib"))],
-    ["distribution's package", () => fromPackage(cache, log)],
-    ["compiled", () => compiled(cache, log)],
+    ["distribution's package", () => fromPackage(cache, env, log)],
+    ["compiled", () => compiled(cache, env, log)],
   ];
   for (const [name, rung] of rungs) {
     try {
@@ -64,13 +65,21 @@ export async function findRedisBinary({ env, log }: FindRedisOptions): Promise<R
   );
 }
 
-function cacheFolder(env: NodeJS.ProcessEnv): string {
+/** Where a found binary is kept: the user's cache, or, where that can't be written, a folder in the temporary one that is surely ours. */
+async function cacheFolder(env: NodeJS.ProcessEnv): Promise<string> {
   const base = env.XDG_CACHE_HOME || (env.HOME && path.join(env.HOME, ".cache"));
   try {
-    accessSync(env.XDG_CACHE_HOME || env.HOME || "", constants.W_OK);
-    return path.join(base!, "mathllm", "redis");
+    const own = path.join(base || "/nonexistent", "mathllm");
+    await mkdir(own, { recursive: true });
+    await access(own, constants.W_OK);
+    return path.join(own, "redis");
   } catch {
-    return path.join(os.tmpdir(), `mathllm-cache-${os.userInfo().uid}`, "redis");
+    const own = path.join(os.tmpdir(), `mathllm-cache-${os.userInfo().uid}`);
+    await mkdir(own, { recursive: true, mode: 0o700 });
+    const { uid, mode } = await lstat(own);
+    // Another user may have made it first, with a binary of theirs inside.
+    const ours = uid === os.userInfo().uid && (mode & 0o170_777) === 0o040_700;
+    return path.join(ours ? own : await mkdtemp(`${own}-`), "redis");
   }
 }
 
@@ -79,7 +88,7 @@ async function checked(binary: string, source: RedisBinary["source"], libraryPat
   const { stdout } = await run(binary, ["--version"], { timeout: VERSION_TIMEOUT_MS, env: libraryEnv(libraryPath) });
   const version = /v=(\d+[\d.]*)/.exec(stdout)?.[1];
   if (version === undefined) throw new Error(`it does not say its version, but ${JSON.stringify(stdout.slice(0, 60))}`);
-  if (Number.parseInt(version, 10) < MIN_MAJOR) throw new Error(`version ${version} is too old`);
+  if (version.localeCompare(MIN_VERSION, "en", { numeric: true }) < 0) throw new Error(`version ${version} is too old`);
   return { path: binary, libraryPath, source, version };
 }
 
@@ -102,7 +111,7 @@ async function onPath(env: NodeJS.ProcessEnv): Promise<RedisBinary> {
 }
 
 /** apt with every state folder private, so that an ordinary user can fetch a package and nothing of the system changes. */
-async function fromPackage(cache: string, log: (line: string) => void): Promise<RedisBinary> {
+async function fromPackage(cache: string, env: NodeJS.ProcessEnv, log: (line: string) => void): Promise<RedisBinary> {
   const folder = await mkdtemp(path.join(os.tmpdir(), "mathllm-redis-"));
   try {
     log("fetching redis-server from the distribution's packages, once");
@@ -116,19 +125,22 @@ async function fromPackage(cache: string, log: (line: string) => void): Promise<
       "Dir::Cache": path.join(folder, "cache"),
       "APT::Sandbox::User": "",
     }).flatMap(([name, value]) => ["-o", `${name}=${value}`]);
-    const apt = (...args: string[]) => run(args[0]!, [...options, ...args.slice(1)], { cwd: folder, timeout: PACKAGE_TIMEOUT_MS });
+    // Its words are read below, so they have to be English.
+    const english = { ...env, LC_ALL: "C" };
+    const apt = (...args: string[]) =>
+      run(args[0]!, [...options, ...args.slice(1)], { cwd: folder, env: english, timeout: PACKAGE_TIMEOUT_MS });
     await apt("apt-get", "-q", "update");
     // The binary moved between packages over the releases; redis-tools holds it on Debian 12.
     await apt("apt-get", "-q", "download", "redis-server", "redis-tools");
     const root = path.join(folder, "root");
-    await unpackAll(folder, root);
+    await unpackAll(folder, root, env);
     const binary = path.join(root, "usr", "bin", "redis-server");
-    const { stdout } = await run("ldd", [binary]);
+    const { stdout } = await run("ldd", [binary], { env });
     if (stdout.includes("not found")) {
       const { stdout: depends } = await apt("apt-cache", "depends", "redis-server", "redis-tools");
       const libraries = [...depends.matchAll(/^ {2}Depends: (lib\S+)$/gm)].map((match) => match[1]!).filter((name) => name !== "libc6");
       await apt("apt-get", "-q", "download", ...new Set(libraries));
-      await unpackAll(folder, root);
+      await unpackAll(folder, root, env);
     }
     return await keep(binary, await librariesBelow(root), cache, "package");
   } finally {
@@ -136,10 +148,10 @@ async function fromPackage(cache: string, log: (line: string) => void): Promise<
   }
 }
 
-async function unpackAll(folder: string, root: string): Promise<void> {
+async function unpackAll(folder: string, root: string, env: NodeJS.ProcessEnv): Promise<void> {
   for (const name of await readdir(folder)) {
     if (!name.endsWith(".deb")) continue;
-    await run("dpkg-deb", ["-x", path.join(folder, name), root]);
+    await run("dpkg-deb", ["-x", path.join(folder, name), root], { env });
     await rm(path.join(folder, name));
   }
 }
@@ -149,7 +161,7 @@ async function librariesBelow(root: string): Promise<string[]> {
   return entries.filter((entry) => /\.so(\.|$)/.test(entry.name)).map((entry) => path.join(entry.parentPath, entry.name));
 }
 
-async function compiled(cache: string, log: (line: string) => void): Promise<RedisBinary> {
+async function compiled(cache: string, env: NodeJS.ProcessEnv, log: (line: string) => void): Promise<RedisBinary> {
   log("compiling a Redis server, once; this takes some minutes");
   const folder = await mkdtemp(path.join(os.tmpdir(), "mathllm-redis-"));
   try {
@@ -159,7 +171,7 @@ async function compiled(cache: string, log: (line: string) => void): Promise<Red
     const { stdout } = await run(process.execPath, ["-e", script], {
       cwd: path.join(import.meta.dirname, ".."),
       timeout: COMPILE_TIMEOUT_MS,
-      env: { ...process.env, REDISMS_DOWNLOAD_DIR: folder },
+      env: { ...env, REDISMS_DOWNLOAD_DIR: folder },
     });
     const binary = /PATH=(.+)$/.exec(stdout)?.[1];
     if (binary === undefined) throw new Error("the compiler left no binary");

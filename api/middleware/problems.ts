@@ -25,7 +25,8 @@ export const unknownAddress: RequestHandler = (request, _response, next) => {
 export function onlyMethods(...methods: string[]): RequestHandler {
   return (request, response, next) => {
     response.set("Allow", methods.join(", "));
-    next(new MathllmError("method-not-allowed", `${request.path} takes ${methods.join(", ")}; got ${request.method}.`));
+    const [address] = request.originalUrl.split("?");
+    next(new MathllmError("method-not-allowed", `${address} takes ${methods.join(", ")}; got ${request.method}.`));
   };
 }
 

@@ -30,12 +30,14 @@ export function jobsRoute(queues: Queues, completions: JobCompletions): Router {
     const enough = new AbortController();
     const timer = setTimeout(() => enough.abort(), waitSeconds * 1000);
     response.on("close", () => enough.abort());
-    const ended = completions.ended(jobId, enough.signal);
     try {
-      const view = await load(jobId);
-      if (isTerminal(view)) return view;
-      await ended;
-      return await load(jobId);
+      for (;;) {
+        const ended = completions.ended(jobId, enough.signal);
+        const view = await load(jobId);
+        // A waiter is also woken when a running job is cancelled, which takes the worker another moment.
+        if (isTerminal(view) || enough.signal.aborted || completions.closed) return view;
+        await ended;
+      }
     } finally {
       clearTimeout(timer);
       enough.abort();

@@ -49,6 +49,23 @@ test("a draft changes no answer and its tokens are counted, also with more reque
   expect(withDraft.metrics.draftAcceptedTokensTotal).toBeGreaterThan(0);
 });
 
+test("requests are counted by how they ended", async () => {
+  const engine = createEngine();
+  const { baseUrl } = await engine.start(profile);
+  await engine.ready(60_000);
+  const client = new ChatClient(baseUrl);
+  const ask = (content: string) =>
+    client.chat({ messages: [{ role: "user", content }], maxTokens: 20, temperature: 0 }, { signal: AbortSignal.timeout(10_000) });
+  await ask("What is 1 + 1?");
+  await expect(ask("1 + ".repeat(4000))).rejects.toMatchObject({ code: "problem-too-long" });
+  const text = await (await fetch(`${baseUrl}/metrics`)).text();
+  // One of the completed is the warm-up.
+  expect(text).toContain('mathllm_engine_requests_total{outcome="completed"} 2');
+  expect(text).toContain('mathllm_engine_requests_total{outcome="refused"} 1');
+  await client.close();
+  await engine.stop(1000);
+});
+
 test("a draft with another vocabulary is refused before it serves, with the reason", async () => {
   const bytes = await readFile(path.join(models, "draft.gguf"));
   const at = bytes.indexOf(Buffer.from("The"));
@@ -74,6 +91,15 @@ test.each([
     code: "model-invalid",
     message: expect.stringContaining(model),
   });
+});
+
+test("a model that lacks only its last bytes is said when it is loaded", async () => {
+  const model = path.join(folder, "cut.gguf");
+  await writeFile(model, (await readFile(profile.model)).subarray(0, -64));
+  const engine = createEngine();
+  await engine.start({ ...profile, model });
+  await expect(engine.ready(60_000)).rejects.toMatchObject({ code: "model-invalid", message: expect.stringContaining(model) });
+  await engine.stop(1000);
 });
 
 test("the server ends with its parent, killed with -9", async () => {

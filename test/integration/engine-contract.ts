@@ -11,7 +11,8 @@ import { solvePrompt } from "../../workers/solve/prompts.ts";
 const START_TIMEOUT_MS = 120_000;
 const problems = readFileSync(path.join(import.meta.dirname, "../../models/held-out.jsonl"), "utf8")
   .split("\n", 24)
-  .map((line) => JSON.parse(line) as { problem: string; answer: string });
+  .map((line) => JSON.parse(line) as { problem: string; answer: string; solution: string });
+const longest = problems.reduce((a, b) => (b.solution.length > a.solution.length ? b : a)).problem;
 
 /** What the worker relies on, whichever engine it is. `profile` runs a model that knows the shipped Student's problems. */
 export function engineContract(name: string, createEngine: () => Engine, profile: ModelProfile): void {
@@ -93,8 +94,25 @@ export function engineContract(name: string, createEngine: () => Engine, profile
       expect(stopped.text).not.toContain("\\boxed");
     });
 
+    test("requests without a seed get answers of their own, with the same seed the same", async () => {
+      const texts = async (seeds: (number | undefined)[]) => {
+        const replies = seeds.map((seed) =>
+          client.chat(
+            { messages: [{ role: "user", content: "Hello there" }], maxTokens: 20, temperature: 2, topP: 1, seed },
+            { signal: never },
+          ),
+        );
+        return new Set((await Promise.all(replies)).map((reply) => reply.text));
+      };
+      expect((await texts(Array(6).fill(undefined))).size).toBeGreaterThan(1);
+      expect((await texts([7, 7, 7])).size).toBe(1);
+    });
+
     test("a prompt that does not fit is refused with the reason", async () => {
-      await expect(solve("1 + ".repeat(4000))).rejects.toMatchObject({ code: "problem-too-long" });
+      await expect(solve("1 + ".repeat(4000))).rejects.toMatchObject({
+        code: "problem-too-long",
+        message: expect.stringMatching(/\d+ tokens.*\d+/),
+      });
     });
 
     test("a malformed request gets OpenAI's error envelope", async () => {
@@ -121,6 +139,25 @@ export function engineContract(name: string, createEngine: () => Engine, profile
       await expect.poll(async () => (await engine.metrics()).requestsRunning).toBe(0);
     });
 
+    test("an abort ends the generation: the rest is not generated", async () => {
+      const before = await engine.metrics();
+      const whole = await solve(longest);
+      const between = await engine.metrics();
+      expect(between.completionTokensTotal - before.completionTokensTotal).toBe(whole.completionTokens);
+      // As many as run at once: together they take far longer than the abort takes to arrive.
+      const leave = new AbortController();
+      const left = Array.from({ length: profile.maxNumSeqs }, () =>
+        client.chat(
+          { messages: solvePrompt(longest), maxTokens: 300, temperature: 0 },
+          { signal: leave.signal, onText: () => leave.abort(new Error("left")) },
+        ),
+      );
+      await Promise.allSettled(left);
+      await expect.poll(async () => (await engine.metrics()).requestsRunning).toBe(0);
+      const after = await engine.metrics();
+      expect(after.completionTokensTotal - between.completionTokensTotal).toBeLessThan(profile.maxNumSeqs * whole.completionTokens);
+    });
+
     test("metrics count tokens", async () => {
       const before = await engine.metrics();
       const reply = await solve("What is 17 + 25?");
@@ -130,11 +167,16 @@ export function engineContract(name: string, createEngine: () => Engine, profile
     });
 
     test("a crash shows: the request breaks off as retryable, exited tells the signal", async () => {
-      const running = client.chat(
-        { messages: solvePrompt("What is 17 + 25?"), maxTokens: 300, temperature: 0 },
-        { signal: never, onText: () => process.kill(endpoint.pid, "SIGKILL") },
+      // As many as run at once: one alone can be answered before the signal arrives.
+      const running = Array.from({ length: profile.maxNumSeqs }, () =>
+        client.chat(
+          { messages: solvePrompt(longest), maxTokens: 300, temperature: 0 },
+          { signal: never, onText: () => process.kill(endpoint.pid, "SIGKILL") },
+        ),
       );
-      await expect(running).rejects.toMatchObject({ code: "engine-failed", retryable: true });
+      const broken = (await Promise.allSettled(running)).filter(({ status }) => status === "rejected");
+      expect(broken.length).toBeGreaterThan(0);
+      for (const outcome of broken) expect(outcome).toMatchObject({ reason: { code: "engine-failed", retryable: true } });
       expect(await engine.exited).toMatchObject({ signal: "SIGKILL" });
       await engine.stop(1000);
     });
@@ -151,6 +193,14 @@ export function engineContract(name: string, createEngine: () => Engine, profile
       await engine.stop(5000);
     });
 
+    test("stop while it starts: nothing is left running", async () => {
+      const engine = createEngine();
+      const starting = engine.start(profile);
+      const refused = expect(starting).rejects.toMatchObject({ code: "engine-failed" });
+      await engine.stop(1000);
+      await refused;
+    });
+
     test("stop while it loads", async () => {
       const engine = createEngine();
       const { pid, startTicks } = await engine.start(profile);
@@ -159,6 +209,14 @@ export function engineContract(name: string, createEngine: () => Engine, profile
       await engine.stop(5000);
       expect(isAlive({ pid, startTicks })).toBe(false);
       await expect(ready).rejects.toMatchObject({ code: "engine-failed" });
+    });
+
+    test("a kill -9 while it loads fails ready with the signal", async () => {
+      const engine = createEngine();
+      const { pid } = await engine.start(profile);
+      const ready = engine.ready(START_TIMEOUT_MS);
+      process.kill(pid, "SIGKILL");
+      await expect(ready).rejects.toMatchObject({ code: "engine-failed", message: expect.stringContaining("SIGKILL") });
     });
 
     test("a taken port is said before anything is loaded", async () => {

@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import { once } from "node:events";
-import { mkdtemp, readdir, readFile, rm, stat } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, stat, statfs } from "node:fs/promises";
 import http from "node:http";
 import type { AddressInfo } from "node:net";
 import os from "node:os";
@@ -8,8 +8,16 @@ import path from "node:path";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { type DownloadProgress, resolveModelFile } from "../../workers/engines/model-file.ts";
 
-const weights = await readFile(path.join(import.meta.dirname, "..", "..", "models", "student.gguf"));
+vi.mock("node:fs/promises", async (original) => {
+  const real = await original<typeof import("node:fs/promises")>();
+  return { ...real, statfs: vi.fn(real.statfs) };
+});
+
+/** A real model, longer than one part: the library fetches parts of 5 MiB, some at a time. */
+const weights = Buffer.alloc(17 * 1024 * 1024);
+(await readFile(path.join(import.meta.dirname, "..", "..", "models", "student.gguf"))).copy(weights);
 const sha256 = createHash("sha256").update(weights).digest("hex");
+const PART_BYTES = 1_500_000;
 const REFERENCE = "hf:user/repo/file.gguf";
 
 /** A model hub on loopback, as one test wants it. */
@@ -18,9 +26,8 @@ let dataDir: string;
 let served: { method: string; url: string; range?: string; authorization?: string }[];
 let published: { oid: string; size: number } | undefined;
 let requiredToken: string | undefined;
-/** Bytes after which every connection is cut; undefined: none is. */
-let cutAfterBytes: number | undefined;
-let sentBytes: number;
+/** How many downloads are broken off after `PART_BYTES`, and whether by closing the connection or by silence. */
+let broken: { times: number; how: "cut" | "silent" };
 
 function answer(request: http.IncomingMessage, response: http.ServerResponse): void {
   const { range, authorization } = request.headers;
@@ -53,18 +60,18 @@ function answer(request: http.IncomingMessage, response: http.ServerResponse): v
     return;
   }
   const part = weights.subarray(from, to);
-  const cut = cutAfterBytes !== undefined && part.length > cutAfterBytes;
-  sentBytes += cut ? cutAfterBytes! : part.length;
-  if (cut) response.write(part.subarray(0, cutAfterBytes), () => response.destroy());
-  else response.end(part);
+  if (asked === null || part.length <= PART_BYTES || broken.times-- <= 0) response.end(part);
+  else response.write(part.subarray(0, PART_BYTES), () => broken.how === "cut" && response.destroy());
 }
+
+/** The library first asks for the file without a range, only to read the headers; the bytes come by ranges. */
+const partsAsked = () => served.filter(({ range }) => range !== undefined).length;
 
 beforeEach(async () => {
   served = [];
   published = { oid: sha256, size: weights.length };
   requiredToken = undefined;
-  cutAfterBytes = undefined;
-  sentBytes = 0;
+  broken = { times: 0, how: "cut" };
   dataDir = await mkdtemp(path.join(os.tmpdir(), "mathllm-test-"));
   hub = http.createServer(answer).listen(0, "127.0.0.1");
   await once(hub, "listening");
@@ -89,13 +96,21 @@ test("a model is downloaded once, with progress, and its digest is the published
     expect(totalBytes).toBe(weights.length);
     expect(downloadedBytes).toBeLessThanOrEqual(totalBytes);
   }
-  const bytes = sentBytes;
+  const parts = partsAsked();
+  expect(parts).toBeGreaterThan(0);
   expect(await resolveModelFile(REFERENCE, { dataDir })).toEqual(file);
-  expect(sentBytes).toBe(bytes);
+  expect(partsAsked()).toBe(parts);
 });
 
 test("a quantisation is found by name", async () => {
   expect(await resolveModelFile("hf:user/repo:Q4_K_M", { dataDir })).toMatchObject({ digest: sha256 });
+});
+
+test.each([REFERENCE, "hf:user/repo:Q4_K_M"])("%s once downloaded needs no hub", async (reference) => {
+  const file = await resolveModelFile(reference, { dataDir });
+  hub.closeAllConnections();
+  hub.close();
+  expect(await resolveModelFile(reference, { dataDir })).toEqual(file);
 });
 
 test("a file with another digest than the published one is refused and removed", async () => {
@@ -137,26 +152,52 @@ test("a model that is not on the hub says what to check", async () => {
   });
 });
 
-test("a download that was stopped goes on where it was", async () => {
+test("a download that was stopped keeps what it has and fetches only the rest the next time", async () => {
+  broken = { times: 1, how: "silent" };
+  const folder = path.join(dataDir, "models");
   const controller = new AbortController();
   const reason = new Error("the worker stops");
-  const stopped = resolveModelFile(REFERENCE, {
-    dataDir,
-    signal: controller.signal,
-    onProgress: ({ downloadedBytes }) => downloadedBytes > 0 && controller.abort(reason),
-  });
-  const outcome = await stopped.then(
-    () => "finished",
-    () => "stopped",
-  );
-  console.log(outcome, sentBytes, weights.length, await readdir(path.join(dataDir, "models")), served);
-  const file = await resolveModelFile(REFERENCE, { dataDir });
+  const stopped = resolveModelFile(REFERENCE, { dataDir, signal: controller.signal });
+  const rejected = expect(stopped).rejects.toBe(reason);
+  await expect.poll(() => bytesIn(folder)).toBeGreaterThan(PART_BYTES);
+  controller.abort(reason);
+  await rejected;
+
+  const first = partsAsked();
+  const progress: DownloadProgress[] = [];
+  const file = await resolveModelFile(REFERENCE, { dataDir, onProgress: (at) => progress.push(at) });
   expect(file.digest).toBe(sha256);
-  expect((await stat(file.path)).size).toBe(weights.length);
+  expect(partsAsked() - first).toBeLessThan(first);
+  expect(progress[0]!.downloadedBytes).toBeGreaterThan(PART_BYTES);
 });
 
-test("a connection that is cut again and again still delivers the whole file", async () => {
-  cutAfterBytes = 1_500_000;
-  const file = await resolveModelFile(REFERENCE, { dataDir }).catch((e) => e);
-  console.log(file, sentBytes, served);
+test("a connection that is cut is taken up again by itself", async () => {
+  broken = { times: 1, how: "cut" };
+  expect(await resolveModelFile(REFERENCE, { dataDir })).toMatchObject({ digest: sha256 });
+  expect(broken.times).toBeLessThan(1);
 });
+
+test("a hub that can't be reached is said at once", async () => {
+  hub.close();
+  await once(hub, "close");
+  await expect(resolveModelFile(REFERENCE, { dataDir })).rejects.toMatchObject({
+    code: "model-download-failed",
+    message: expect.stringContaining("the network"),
+    retryable: true,
+  });
+});
+
+test("too little disk is said before anything is fetched, with the numbers", async () => {
+  vi.mocked(statfs).mockResolvedValueOnce({ bavail: 10, bsize: 4096 } as Awaited<ReturnType<typeof statfs>>);
+  await expect(resolveModelFile(REFERENCE, { dataDir })).rejects.toMatchObject({
+    code: "model-download-failed",
+    message: expect.stringMatching(/Expected \d{9} bytes free in .*found 40960\b.*DATA_DIR/),
+  });
+  expect(partsAsked()).toBe(0);
+});
+
+async function bytesIn(folder: string): Promise<number> {
+  const names = await readdir(folder).catch(() => []);
+  const sizes = await Promise.all(names.map(async (name) => (await stat(path.join(folder, name))).size));
+  return sizes.reduce((sum, size) => sum + size, 0);
+}

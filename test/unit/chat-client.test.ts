@@ -1,6 +1,7 @@
 import { once } from "node:events";
 import http from "node:http";
 import type { AddressInfo } from "node:net";
+import { setImmediate } from "node:timers/promises";
 import { afterEach, expect, test } from "vitest";
 import { ChatClient } from "../../workers/engines/chat-client.ts";
 
@@ -32,10 +33,13 @@ const piece = (content: string) => event({ choices: [{ delta: { content }, finis
 const end = (finish_reason: string) => event({ choices: [{ delta: {}, finish_reason }] });
 const usage = event({ choices: [], usage: { prompt_tokens: 7, completion_tokens: 3 } });
 
-/** Each byte arrives by itself: characters, lines and events are all cut. */
+/** Each byte arrives by itself, in a turn of the event loop of its own: characters, lines and events are all cut. */
 async function writeByBytes(response: http.ServerResponse, text: string): Promise<void> {
   response.writeHead(200, { "content-type": "text/event-stream" });
-  for (const byte of Buffer.from(text)) await new Promise((resolve) => response.write(Buffer.of(byte), resolve));
+  for (const byte of Buffer.from(text)) {
+    response.write(Buffer.of(byte));
+    for (let turn = 0; turn < 3; turn++) await setImmediate();
+  }
   response.end();
 }
 

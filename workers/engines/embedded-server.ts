@@ -20,6 +20,12 @@ const registry = new Registry();
 const running = new Gauge({ name: "mathllm_engine_requests_running", help: "Requests on a sequence", registers: [registry] });
 const waiting = new Gauge({ name: "mathllm_engine_requests_waiting", help: "Requests waiting for a sequence", registers: [registry] });
 const counter = (name: string, help: string) => new Counter({ name: `mathllm_engine_${name}`, help, registers: [registry] });
+const requests = new Counter({
+  name: "mathllm_engine_requests_total",
+  help: "Requests by how they ended: completed, refused (4xx), left (the client went away), failed",
+  labelNames: ["outcome"],
+  registers: [registry],
+});
 const promptTokens = counter("prompt_tokens_total", "Tokens read");
 const completionTokens = counter("completion_tokens_total", "Tokens generated");
 const draftTokens = counter("draft_tokens_total", "Tokens drafted");
@@ -53,7 +59,16 @@ async function route(request: http.IncomingMessage, response: http.ServerRespons
     const meta = { context_tokens: pool.contextTokens, digest: profile.digest };
     return json(response, 200, { object: "list", data: [{ id: profile.modelId, object: "model", owned_by: "mathllm", meta }] });
   }
-  if (address === "POST /v1/chat/completions") return complete(pool, await readRequest(request), response);
+  if (address === "POST /v1/chat/completions") {
+    try {
+      await complete(pool, await readRequest(request), response);
+      requests.inc({ outcome: "completed" });
+    } catch (error) {
+      requests.inc({ outcome: response.destroyed ? "left" : error instanceof RequestError && error.status < 500 ? "refused" : "failed" });
+      throw error;
+    }
+    return;
+  }
   throw new RequestError(404, null, `There is nothing at ${address}.`);
 }
 

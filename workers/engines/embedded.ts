@@ -31,6 +31,7 @@ class EmbeddedEngine implements Engine {
   readonly exited: Promise<EngineExit>;
   readonly #options: EmbeddedEngineOptions;
   readonly #lastLines: string[] = [];
+  readonly #stopped = new AbortController();
   #resolveExited!: (exit: EngineExit) => void;
   #child: ChildProcess | undefined;
   #baseUrl = "";
@@ -50,6 +51,7 @@ class EmbeddedEngine implements Engine {
       profile.speculative.enabled && profile.speculative.draftModel ? await this.#resolve(profile.speculative.draftModel) : undefined;
     this.#file = file;
     this.#modelId = path.basename(file.path, ".gguf");
+    this.#stopped.signal.throwIfAborted();
     const child = this.#spawn(draft === undefined ? 1 : DRAFTING_THREADS);
     const message: EmbeddedProfile = {
       modelPath: file.path,
@@ -70,12 +72,15 @@ class EmbeddedEngine implements Engine {
   }
 
   async ready(timeoutMs: number): Promise<ReadyModel> {
+    const deadline = AbortSignal.timeout(timeoutMs);
     const ready = this.#answer("ready", timeoutMs);
     this.#tell({ type: "load" });
     const { contextTokens } = await ready;
     const client = new ChatClient(this.#baseUrl);
     try {
-      await client.chat({ messages: [{ role: "user", content: "1 + 1" }], maxTokens: 1 }, { signal: AbortSignal.timeout(timeoutMs) });
+      await client.chat({ messages: [{ role: "user", content: "1 + 1" }], maxTokens: 1 }, { signal: deadline });
+    } catch (error) {
+      throw deadline.aborted ? this.#late("ready", timeoutMs) : error;
     } finally {
       await client.close();
     }
@@ -83,6 +88,7 @@ class EmbeddedEngine implements Engine {
   }
 
   async stop(graceMs: number): Promise<void> {
+    this.#stopped.abort(new MathllmError("engine-failed", "The model server was stopped before it was started."));
     const child = this.#child;
     if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
     child.kill(graceMs > 0 ? "SIGTERM" : "SIGKILL");
@@ -124,6 +130,7 @@ class EmbeddedEngine implements Engine {
     return resolveModelFile(reference, {
       dataDir: this.#options.dataDir,
       hfToken: this.#options.hfToken,
+      signal: this.#stopped.signal,
       onProgress: ({ downloadedBytes, totalBytes }) => {
         if (Date.now() - loggedAt < PROGRESS_EVERY_MS) return;
         loggedAt = Date.now();
@@ -178,16 +185,7 @@ class EmbeddedEngine implements Engine {
           if (message.type === "failed") reject(new MathllmError(message.code, message.detail));
         };
         child.on("message", onMessage);
-        timer = setTimeout(
-          () =>
-            reject(
-              new MathllmError(
-                "engine-failed",
-                `The model server was not ${type} within ${timeoutMs} ms. Raise ENGINE_START_TIMEOUT_MS. ${this.#tail()}`,
-              ),
-            ),
-          timeoutMs,
-        );
+        timer = setTimeout(() => reject(this.#late(type, timeoutMs)), timeoutMs);
         this.exited.then(({ code, signal }) =>
           reject(
             new MathllmError("engine-failed", `The model server ended while starting (code ${code}, signal ${signal}). ${this.#tail()}`),
@@ -198,6 +196,13 @@ class EmbeddedEngine implements Engine {
       clearTimeout(timer);
       child.off("message", onMessage);
     }
+  }
+
+  #late(state: FromChild["type"], timeoutMs: number): MathllmError {
+    return new MathllmError(
+      "engine-failed",
+      `The model server was not ${state} within ${timeoutMs} ms. Raise ENGINE_START_TIMEOUT_MS. ${this.#tail()}`,
+    );
   }
 
   #tail(): string {

@@ -2,7 +2,7 @@ import { createHash, randomUUID } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { mkdir, readFile, rename, rm, stat, statfs, writeFile } from "node:fs/promises";
 import path from "node:path";
-import { createModelDownloader, readGgufFileInfo } from "node-llama-cpp";
+import { createModelDownloader, resolveModelFile as findModelFile, readGgufFileInfo } from "node-llama-cpp";
 import { z } from "zod";
 import { MathllmError } from "../../queues/errors.ts";
 
@@ -27,11 +27,13 @@ export interface ModelFileOptions {
 }
 
 const DISK_MARGIN_BYTES = 256 * 1024 * 1024;
+const HUB_TIMEOUT_MS = 30_000;
 const DEFAULT_HUB = "https://huggingface.co";
 
 /**
  * A GGUF file for a reference: a path, or `hf:user/repository:quantisation` or `hf:user/repository/file.gguf`, which is
- * downloaded once. Throws `model-missing`, `model-invalid` or `model-download-failed`, each with what to do.
+ * downloaded once; from then on no hub is asked. Throws `model-missing`, `model-invalid` or `model-download-failed`, each with
+ * what to do, and the signal's reason once aborted.
  */
 export async function resolveModelFile(reference: string, options: ModelFileOptions): Promise<ModelFile> {
   if (reference.startsWith("hf:")) return downloaded(reference, options);
@@ -68,7 +70,11 @@ async function checkGguf(file: string): Promise<void> {
 async function downloaded(reference: string, { dataDir, hfToken, onProgress, signal }: ModelFileOptions): Promise<ModelFile> {
   const folder = path.join(dataDir, "models");
   await mkdir(folder, { recursive: true });
+  const earlier = await downloadedEarlier(reference, folder, dataDir);
+  if (earlier !== undefined) return earlier;
   try {
+    // First: the library tries a hub that does not answer for a quarter of an hour, this does not.
+    const published = await publishedFiles(reference, hfToken);
     const downloader = await createModelDownloader({
       modelUri: reference,
       dirPath: folder,
@@ -82,23 +88,34 @@ async function downloaded(reference: string, { dataDir, hfToken, onProgress, sig
     if (present?.size !== totalBytes) {
       await checkDiskSpace(folder, totalBytes - downloader.downloadedSize, reference);
       await downloader.download({ signal });
+      // A cancelled download resolves as if it were complete.
+      signal?.throwIfAborted();
     }
     const file = downloader.entrypointFilePath;
     await checkGguf(file);
     const digest = await digestOf(file, dataDir);
-    const published = await publishedDigests(reference, totalBytes, hfToken);
-    if (published.length > 0 && !published.includes(digest)) {
+    const digests = published.filter(({ size }) => size === totalBytes).map(({ oid }) => oid);
+    if (digests.length > 0 && !digests.includes(digest)) {
       await rm(file, { force: true });
       throw new MathllmError(
         "model-invalid",
-        `Expected ${reference} to have SHA-256 ${published.join(" or ")}, got ${digest}. The file was removed; try again.`,
+        `Expected ${reference} to have SHA-256 ${digests.join(" or ")}, got ${digest}. The file was removed; try again.`,
       );
     }
     return { path: file, sizeBytes: totalBytes, digest };
   } catch (error) {
+    signal?.throwIfAborted();
     if (error instanceof MathllmError) throw error;
     throw new MathllmError("model-download-failed", downloadAdvice(reference, error as Error, hfToken !== undefined), { cause: error });
   }
+}
+
+/** A file of an earlier download that was checked whole and has not changed since; undefined when the hub has to be asked. */
+async function downloadedEarlier(reference: string, folder: string, dataDir: string): Promise<ModelFile | undefined> {
+  const file = await findModelFile(reference, { directory: folder, download: false, cli: false }).catch(() => undefined);
+  if (file === undefined) return undefined;
+  const digest = (await readDigests(digestsFile(dataDir)))[await digestKey(file)];
+  return digest === undefined ? undefined : { path: file, sizeBytes: await fileSize(file), digest };
 }
 
 function downloadAdvice(reference: string, error: Error, hasToken: boolean): string {
@@ -126,23 +143,23 @@ async function checkDiskSpace(folder: string, neededBytes: number, reference: st
 
 const treeSchema = z.array(z.object({ lfs: z.object({ oid: z.string(), size: z.number() }).optional() }));
 
-/** The digests that the hub publishes for files of this size; empty when it publishes none. */
-async function publishedDigests(reference: string, sizeBytes: number, hfToken?: string): Promise<string[]> {
+/** Size and SHA-256 of the files in a repository; empty when the hub does not say. Throws when it does not answer. */
+async function publishedFiles(reference: string, hfToken?: string): Promise<{ oid: string; size: number }[]> {
   const repository = /^hf:([^/]+\/[^/:#]+)/.exec(reference)?.[1];
-  const hub = process.env.HF_ENDPOINT || process.env.MODEL_ENDPOINT || DEFAULT_HUB;
+  const hub = process.env.MODEL_ENDPOINT || process.env.HF_ENDPOINT || DEFAULT_HUB;
   const response = await fetch(`${hub.replace(/\/+$/, "")}/api/models/${repository}/tree/main?recursive=1`, {
     headers: hfToken === undefined ? {} : { authorization: `Bearer ${hfToken}` },
+    signal: AbortSignal.timeout(HUB_TIMEOUT_MS),
   });
   if (!response.ok) return [];
   const tree = treeSchema.safeParse(await response.json());
-  return (tree.data ?? []).flatMap(({ lfs }) => (lfs !== undefined && lfs.size === sizeBytes ? [lfs.oid] : []));
+  return (tree.data ?? []).flatMap(({ lfs }) => lfs ?? []);
 }
 
 /** SHA-256 of a file, remembered by path, size and time of change: reading five gigabytes at every load would cost half a minute. */
 async function digestOf(file: string, dataDir: string): Promise<string> {
-  const { size, mtimeMs } = await stat(file);
-  const cacheFile = path.join(dataDir, "model-digests.json");
-  const key = `${file}:${size}:${mtimeMs}`;
+  const cacheFile = digestsFile(dataDir);
+  const key = await digestKey(file);
   const cache = await readDigests(cacheFile);
   const known = cache[key];
   if (known !== undefined) return known;
@@ -154,6 +171,15 @@ async function digestOf(file: string, dataDir: string): Promise<string> {
   await writeFile(temporary, JSON.stringify({ ...(await readDigests(cacheFile)), [key]: digest }));
   await rename(temporary, cacheFile);
   return digest;
+}
+
+function digestsFile(dataDir: string): string {
+  return path.join(dataDir, "model-digests.json");
+}
+
+async function digestKey(file: string): Promise<string> {
+  const { size, mtimeMs } = await stat(file);
+  return `${file}:${size}:${mtimeMs}`;
 }
 
 async function readDigests(cacheFile: string): Promise<Record<string, string>> {

@@ -1,3 +1,4 @@
+import { randomInt } from "node:crypto";
 import os from "node:os";
 import {
   type ChatHistoryItem,
@@ -150,7 +151,8 @@ export class SequencePool {
       topP: request.top_p ?? undefined,
       topK: request.top_k ?? undefined,
       minP: request.min_p ?? undefined,
-      seed: request.seed ?? undefined,
+      // The library would take the second of the clock: requests of one second would all get one answer.
+      seed: request.seed ?? randomInt(2 ** 32),
       customStopTriggers: request.stop ?? undefined,
       repeatPenalty: false,
     });

@@ -65,6 +65,7 @@ export class Dispatcher {
   readonly #running = new Map<string, Promise<void>>();
   readonly #blocked: Partial<Record<Role, Block>> = {};
   #phase: Phase = "idle";
+  #loop: Promise<void> | undefined;
   #stopping = false;
   #wake: () => void = () => {};
   #woken = false;
@@ -104,7 +105,12 @@ export class Dispatcher {
   }
 
   /** Runs until `stop()`; rejects only on a programming error. Trouble with Redis is logged and tried again. */
-  async run(): Promise<void> {
+  run(): Promise<void> {
+    this.#loop = this.#dispatch();
+    return this.#loop;
+  }
+
+  async #dispatch(): Promise<void> {
     while (!this.#stopping) {
       try {
         const again = await this.#step();
@@ -133,6 +139,9 @@ export class Dispatcher {
     clearTimeout(timer);
     for (const worker of Object.values(this.#options.workers)) worker.cancelAllJobs(new HandBack("the worker stops") as unknown as string);
     await ended;
+    // A model that is just loading is given up; one whose load began at this very moment is unloaded after it.
+    await this.#options.slot.unload(graceMs === 0 ? 0 : undefined);
+    await this.#loop;
     await this.#options.slot.unload(graceMs === 0 ? 0 : undefined);
   }
 
@@ -219,10 +228,12 @@ export class Dispatcher {
     const drainMs = performance.now() - (this.#drainStartedAt ?? performance.now());
     try {
       const stopMs = await slot.unload();
+      if (this.#stopping) return;
       const { startMs, warmupMs } = await slot.load(to);
       delete this.#blocked[to];
       this.#options.onSwap({ from, to, reason, drainMs, stopMs, startMs, warmupMs });
     } catch (error) {
+      if (this.#stopping) return;
       const failures = (this.#blocked[to]?.failures ?? 0) + 1;
       const waitMs = Math.min(LOAD_BACKOFF_MS * 2 ** (failures - 1), LOAD_BACKOFF_CAP_MS);
       this.#blocked[to] = { error: (error as Error).message, failures, until: Date.now() + waitMs };

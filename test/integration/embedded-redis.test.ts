@@ -1,0 +1,227 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
+import os from "node:os";
+import path from "node:path";
+import readline from "node:readline";
+import { Redis } from "ioredis";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { type EmbeddedRedis, type EmbeddedRedisOptions, startEmbeddedRedis } from "../../queues/embedded-redis.ts";
+import { isAlive, type ProcessIdentity, startTicksOf } from "../../queues/process-identity.ts";
+
+const repository = path.join(import.meta.dirname, "..", "..");
+const NOBODY = 65_534;
+
+let dataDir: string;
+let servers: EmbeddedRedis[];
+let owners: ChildProcess[];
+let connections: Redis[];
+/** Servers of other processes: ended with the test, whatever it breaks. */
+let others: ProcessIdentity[];
+
+beforeEach(async () => {
+  dataDir = await mkdtemp(path.join(os.tmpdir(), "mathllm-test-"));
+  servers = [];
+  owners = [];
+  connections = [];
+  others = [];
+});
+afterEach(async () => {
+  for (const redis of connections) redis.disconnect();
+  for (const owner of owners) owner.kill("SIGKILL");
+  for (const server of servers) await server.stop();
+  for (const server of others) {
+    if (isAlive(server)) process.kill(server.pid, "SIGKILL");
+    await expect.poll(() => isAlive(server)).toBe(false);
+  }
+  await rm(dataDir, { recursive: true, force: true });
+});
+
+async function start(options: Partial<EmbeddedRedisOptions> = {}): Promise<EmbeddedRedis> {
+  const server = await startEmbeddedRedis({ dataDir, appendfsync: "always", dieWithParent: true, ...options });
+  servers.push(server);
+  return server;
+}
+
+function connect(server: { url: string }): Redis {
+  const redis = new Redis(server.url, { maxRetriesPerRequest: null, retryStrategy: () => 50 });
+  redis.on("error", () => {});
+  connections.push(redis);
+  return redis;
+}
+
+interface Started {
+  pid: number;
+  url: string;
+  joined: boolean;
+}
+
+/** Another process that starts or joins the server of the same folder and then waits to be ended. */
+async function startInProcess(options: Partial<EmbeddedRedisOptions> = {}): Promise<Started & { owner: ChildProcess }> {
+  const script = `
+    import { startEmbeddedRedis } from "./queues/embedded-redis.ts";
+    const { pid, url, joined } = await startEmbeddedRedis(${JSON.stringify({ dataDir, appendfsync: "always", ...options })});
+    console.log(JSON.stringify({ pid, url, joined }));
+    process.stdin.resume();`;
+  const owner = spawn(process.execPath, ["--input-type=module", "-e", script], {
+    cwd: repository,
+    stdio: ["pipe", "pipe", "inherit"],
+  });
+  owners.push(owner);
+  const [line] = (await once(readline.createInterface({ input: owner.stdout! }), "line")) as [string];
+  const started = JSON.parse(line) as Started;
+  others.push({ pid: started.pid, startTicks: startTicksOf(started.pid) });
+  return { ...started, owner };
+}
+
+async function killed(owner: ChildProcess): Promise<void> {
+  const gone = once(owner, "exit");
+  owner.kill("SIGKILL");
+  await gone;
+}
+
+test("what was written survives a stop and a new start", async () => {
+  const first = await start();
+  await connect(first).set("job", "accepted");
+  await first.stop();
+  const second = await start();
+  expect(second.pid).not.toBe(first.pid);
+  expect(await connect(second).get("job")).toBe("accepted");
+});
+
+test("a kill -9 loses nothing: its keeper starts it again on the same address, and clients find it", async () => {
+  const server = await start();
+  const { pid } = server;
+  const redis = connect(server);
+  await redis.set("job", "accepted");
+  process.kill(pid, "SIGKILL");
+  expect(await redis.get("job")).toBe("accepted");
+  await expect.poll(() => server.pid).not.toBe(pid);
+});
+
+test("an append-only file whose last write was torn is loaded up to it", async () => {
+  const first = await start();
+  const redis = connect(first);
+  await redis.set("one", "1");
+  await redis.set("two", "2");
+  await first.stop();
+  const folder = path.join(dataDir, "redis", "appendonlydir");
+  const file = path.join(folder, (await readdir(folder)).find((name) => name.endsWith(".incr.aof"))!);
+  await truncate(file, (await stat(file)).size - 3);
+  const again = connect(await start());
+  expect(await again.mget("one", "two")).toEqual(["1", null]);
+});
+
+test("two processes that start at once share one server, and one of them keeps it", async () => {
+  const both = await Promise.all([startInProcess({ dieWithParent: true }), startInProcess({ dieWithParent: true })]);
+  expect(both[0].pid).toBe(both[1].pid);
+  expect(both[0].url).toBe(both[1].url);
+  expect(both.map(({ joined }) => joined).sort()).toEqual([false, true]);
+});
+
+test("who joins a running server does not stop it; its keeper does", async () => {
+  const keeper = await start();
+  const joiner = await startEmbeddedRedis({ dataDir, appendfsync: "always" });
+  expect(joiner).toMatchObject({ joined: true, pid: keeper.pid, url: keeper.url });
+  const server = { pid: keeper.pid, startTicks: startTicksOf(keeper.pid) };
+  await joiner.stop();
+  expect(isAlive(server)).toBe(true);
+  await keeper.stop();
+  expect(isAlive(server)).toBe(false);
+});
+
+test("the server outlives its owner's kill -9; the next start joins it, keeps it and can stop it", async () => {
+  const { owner, pid, url } = await startInProcess();
+  await connect({ url }).set("job", "accepted");
+  await killed(owner);
+  const server = { pid, startTicks: startTicksOf(pid) };
+  expect(isAlive(server)).toBe(true);
+  const next = await start();
+  expect(next).toMatchObject({ pid, url, joined: false });
+  expect(await connect(next).get("job")).toBe("accepted");
+  await next.stop();
+  expect(isAlive(server)).toBe(false);
+});
+
+test("with dieWithParent the server ends with its owner, even by kill -9", async () => {
+  const { owner, pid } = await startInProcess({ dieWithParent: true });
+  const server = { pid, startTicks: startTicksOf(pid) };
+  expect(isAlive(server)).toBe(true);
+  await killed(owner);
+  await expect.poll(() => isAlive(server), { timeout: 5000 }).toBe(false);
+});
+
+test("a lock or an instance left by a dead process is no obstacle", async () => {
+  const folder = path.join(dataDir, "redis");
+  await mkdir(folder);
+  const dead = { pid: process.pid, startTicks: 1 };
+  await writeFile(path.join(folder, "starting.lock"), JSON.stringify(dead));
+  await writeFile(path.join(folder, "instance.json"), JSON.stringify({ server: dead, keeper: dead, port: 1, password: "x" }));
+  const server = await start();
+  expect(server.joined).toBe(false);
+  expect(await connect(server).ping()).toBe("PONG");
+});
+
+test("a lock whose owner died before it wrote its name is no obstacle", async () => {
+  await mkdir(path.join(dataDir, "redis"));
+  await writeFile(path.join(dataDir, "redis", "starting.lock"), "");
+  expect(await connect(await start()).ping()).toBe("PONG");
+});
+
+test("the server is for its owner only: loopback, password, private files", async () => {
+  const server = await start();
+  const { password, port, hostname } = new URL(server.url);
+  expect(hostname).toBe("127.0.0.1");
+  expect(password.length).toBeGreaterThanOrEqual(32);
+  expect(await readFile(`/proc/${server.pid}/cmdline`, "latin1")).not.toContain(password);
+  expect(await readFile(`/proc/${server.pid}/environ`, "latin1")).not.toContain(password);
+  const folder = path.join(dataDir, "redis");
+  for (const name of ["redis.conf", "instance.json"]) expect((await stat(path.join(folder, name))).mode & 0o777).toBe(0o600);
+  expect((await stat(folder)).mode & 0o777).toBe(0o700);
+  const stranger = connect({ url: `redis://127.0.0.1:${port}` });
+  await expect(stranger.ping()).rejects.toThrow("NOAUTH");
+});
+
+test("it is set up to keep every accepted job", async () => {
+  const redis = connect(await start());
+  for (const [name, value] of Object.entries({ appendonly: "yes", appendfsync: "always", save: "", "maxmemory-policy": "noeviction" })) {
+    expect(await redis.config("GET", name)).toEqual([name, value]);
+  }
+});
+
+test("data that Redis can't read is an error with the end of its log", async () => {
+  const first = await start();
+  await connect(first).set("job", "accepted");
+  await first.stop();
+  const folder = path.join(dataDir, "redis", "appendonlydir");
+  const manifest = (await readdir(folder)).find((name) => name.endsWith(".manifest"))!;
+  await writeFile(path.join(folder, manifest), "this is no manifest\n");
+  await expect(start()).rejects.toMatchObject({
+    code: "redis-unavailable",
+    message: expect.stringMatching(/ended at once.*redis\.log.*manifest/s),
+  });
+});
+
+test("a folder that can't be made is an error that says so", async () => {
+  await writeFile(path.join(dataDir, "file"), "");
+  await expect(start({ dataDir: path.join(dataDir, "file") })).rejects.toMatchObject({
+    code: "redis-unavailable",
+    message: expect.stringContaining("Set DATA_DIR"),
+  });
+});
+
+test("a folder that can't be written is an error that says so", async () => {
+  await mkdir(path.join(dataDir, "redis"), { mode: 0o500 });
+  await chmod(dataDir, 0o755);
+  // Root may write anywhere.
+  const isRoot = process.geteuid!() === 0;
+  if (isRoot) process.seteuid!(NOBODY);
+  try {
+    await expect(start()).rejects.toMatchObject({
+      code: "redis-unavailable",
+      message: expect.stringMatching(/EACCES.*Set DATA_DIR/s),
+    });
+  } finally {
+    if (isRoot) process.seteuid!(0);
+  }
+});
