@@ -110,7 +110,7 @@ async function runWorker(): Promise<number> {
     });
     return untilSignalled(
       () => worker.stop(config.shutdownGraceMs),
-      () => void worker.stop(0),
+      () => void worker.stop(0).catch(() => {}),
     );
   });
 }
@@ -150,8 +150,7 @@ async function startSystem(env: NodeJS.ProcessEnv, log: Logger, dieWithParent = 
       url: api.url,
       worker,
       stop: async () => {
-        await api.close();
-        await worker.stop();
+        await Promise.all([api.close(), worker.stop()]);
         await redis.stop();
       },
     };

@@ -4,7 +4,7 @@ import type { Config } from "../queues/config.ts";
 import type { Queues } from "../queues/open-queues.ts";
 import type { JobCompletions } from "./job-completions.ts";
 import { onlyMethods, problemHandler, unknownAddress } from "./middleware/problems.ts";
-import { requestLog, securityHeaders } from "./middleware/request-log.ts";
+import { loopbackOnly, requestLog, securityHeaders } from "./middleware/request-log.ts";
 import { healthRoutes } from "./routes/health.ts";
 import { jobsRoute } from "./routes/jobs.ts";
 import { solveRoute } from "./routes/solve.ts";
@@ -29,6 +29,7 @@ export function createApp({ queues, config, completions, log, board }: AppDeps):
   app.disable("etag");
   app.set("query parser", "simple");
   app.use(requestLog(log));
+  app.use(loopbackOnly(config.host));
   if (board !== undefined) app.use(BOARD_PATH, board);
   app.use(securityHeaders);
   app.get("/", (_request, response) => {

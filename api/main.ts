@@ -12,6 +12,8 @@ import { createApp } from "./app.ts";
 import { JobCompletions } from "./job-completions.ts";
 
 const REDIS_START_TIMEOUT_MS = 5000;
+/** A client that is half-way through a request when we close has this long to finish it. */
+const CLOSE_GRACE_MS = 3000;
 
 export interface ApiOptions {
   config: Config;
@@ -59,7 +61,9 @@ export async function startApi({ config, redisUrl, log, createBoard }: ApiOption
     const closed = server.listening ? once(server, "close") : undefined;
     server.close();
     await completions.close();
+    const cut = setTimeout(() => server.closeAllConnections(), CLOSE_GRACE_MS);
     await closed;
+    clearTimeout(cut);
     await queues.close();
     disconnect();
   };

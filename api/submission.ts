@@ -32,7 +32,8 @@ export async function submit(queues: Queues, config: Config, request: SolveReque
   // The record comes first and settles the id: whoever finds it adds the job under that id if it is missing, which BullMQ does once.
   const bodyHash = requestHash(request);
   const key = keys.idempotency(createHash("sha256").update(idempotencyKey).digest("hex"));
-  const earlier = await queues.redis.set(key, JSON.stringify({ jobId, bodyHash }), "EX", config.jobRetentionSeconds, "NX", "GET");
+  const isNew = (await queues.redis.set(key, JSON.stringify({ jobId, bodyHash }), "EX", config.jobRetentionSeconds, "NX")) === "OK";
+  const earlier = isNew ? null : await queues.redis.get(key);
   if (earlier === null) {
     await add(queues, config, jobId, request, acceptedAt);
     return { jobId, replayed: false };

@@ -126,7 +126,8 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     model: e[`${p}_MODEL`],
     port: e[`${p}_PORT`],
     maxModelLen: e[`${p}_MAX_MODEL_LEN`],
-    maxNumSeqs: e[`${p}_MAX_NUM_SEQS`],
+    // The embedded engine drafts for one request at a time.
+    maxNumSeqs: e[`${p}_SPECULATIVE_ENABLED`] ? 1 : e[`${p}_MAX_NUM_SEQS`],
     maxTokens: e[`${p}_MAX_TOKENS`],
     speculative: { enabled: e[`${p}_SPECULATIVE_ENABLED`], draftModel: e[`${p}_DRAFT_MODEL`] },
     ngl: e[`${p}_NGL`],

@@ -18,6 +18,7 @@ export const ERRORS = {
   "not-found": { status: 404, title: "There is nothing at this address", retryable: false },
   "unknown-job": { status: 404, title: "No such job, or it has expired", retryable: false },
   "method-not-allowed": { status: 405, title: "The address does not take this method", retryable: false },
+  "forbidden-origin": { status: 403, title: "The request comes from a web page or name that is not this machine's", retryable: false },
   "idempotency-conflict": { status: 409, title: "The Idempotency-Key was used with another body", retryable: false },
   "redis-unavailable": { status: 503, title: "Redis can't be reached", retryable: true },
   "internal-error": { status: 500, title: "Something unexpected went wrong", retryable: false },

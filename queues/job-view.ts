@@ -37,14 +37,14 @@ export interface JobSnapshot {
 export async function loadJobView(queues: Queues, jobId: string, now = Date.now()): Promise<JobView | undefined> {
   const role = roleOfJobId(jobId);
   if (role === undefined) return undefined;
-  const job = await queues[role].getJob(jobId);
-  if (job === undefined) return undefined;
-  const [own, child, cancelled, workers] = await Promise.all([
-    loadStage(queues[role], job, role),
-    isExplainId(jobId) ? loadStudentStage(queues, job) : undefined,
+  const [loaded, cancelled, workers] = await Promise.all([
+    loadStage(queues[role], jobId, role),
     cancelledAt(queues.redis, jobId),
     liveWorkers(queues.redis, now),
   ]);
+  if (loaded === undefined) return undefined;
+  const [own, job] = loaded;
+  const child = isExplainId(jobId) ? await loadStudentStage(queues, job) : undefined;
   const stages = child === undefined ? [own] : [child, own];
   const waiting = stages.find((stage) => stage.state === "waiting" || stage.state === "prioritized");
   const position = waiting && (await positionOf(queues, waiting.role, waiting.role === role ? jobId : studentStageId(jobId)));
@@ -61,9 +61,12 @@ export async function loadJobView(queues: Queues, jobId: string, now = Date.now(
   });
 }
 
-async function loadStage(queue: MathsQueue, job: Job<JobData, StageResult>, role: Role): Promise<StageSnapshot> {
-  const state = await queue.getJobState(job.id!);
-  return {
+/** The state first, then the job: an older state beside a newer job is harmless, a final state beside an unfinished job is not. */
+async function loadStage(queue: MathsQueue, id: string, role: Role): Promise<[StageSnapshot, Job<JobData, StageResult>] | undefined> {
+  const state = await queue.getJobState(id);
+  const job = await queue.getJob(id);
+  if (job === undefined) return undefined;
+  const snapshot: StageSnapshot = {
     role,
     state,
     attempts: job.attemptsStarted,
@@ -73,12 +76,13 @@ async function loadStage(queue: MathsQueue, job: Job<JobData, StageResult>, role
     failedReason: job.failedReason || null,
     result: job.returnvalue ?? null,
   };
+  return [snapshot, job];
 }
 
 /** The child job, or what the parent remembers of it once the child itself has expired. */
 async function loadStudentStage(queues: Queues, parent: Job<JobData, StageResult>): Promise<StageSnapshot> {
-  const child = await queues.student.getJob(studentStageId(parent.id!));
-  if (child !== undefined) return loadStage(queues.student, child, "student");
+  const child = await loadStage(queues.student, studentStageId(parent.id!), "student");
+  if (child !== undefined) return child[0];
   const [result] = Object.values(await parent.getChildrenValues<StageResult>());
   const gone = { role: "student", attempts: 0, pickedAt: null, firstTokenAt: result?.firstTokenAt ?? null, finishedAt: null } as const;
   return { ...gone, state: result === undefined ? "unknown" : "completed", failedReason: null, result: result ?? null };

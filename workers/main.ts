@@ -45,7 +45,7 @@ export interface GpuWorkerOptions {
 export interface GpuWorker {
   workerId: string;
   status(): WorkerStatus;
-  /** Drains for at most `graceMs`, empties the GPU, gives the lease back and closes every connection. */
+  /** Drains for at most `graceMs`, empties the GPU, gives the lease back and closes every connection. A second call ends the grace. */
   stop(graceMs: number): Promise<void>;
 }
 
@@ -230,24 +230,40 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onLe
     onLeaseLost();
   });
 
+  /** While Redis is away every command waits for it: cut off, they fail and the stop goes on. What was running is found stalled later. */
+  const cutOff = () => {
+    if (redis.status !== "ready") for (const connection of connections) connection.disconnect();
+  };
+  const stop = async (graceMs: number) => {
+    stopped.abort();
+    sampler.stop();
+    const cut = setTimeout(cutOff, graceMs);
+    await dispatcher.stop(graceMs);
+    await dispatching.catch(() => {});
+    clearTimeout(cut);
+    clearInterval(heartbeat);
+    await wakeSignal.close();
+    await Promise.all(Object.values(workers).map((worker) => worker.close(true)));
+    await telemetry.close();
+    if (redis.status === "ready") {
+      await lease.release();
+      await removeStatus(redis, workerId);
+    }
+    await queues.close();
+    for (const connection of connections) connection.disconnect();
+  };
+  let stopping: Promise<void> | undefined;
+
   return {
     workerId,
     status,
-    stop: async (graceMs) => {
-      stopped.abort();
-      sampler.stop();
-      await dispatcher.stop(graceMs);
-      await dispatching.catch(() => {});
-      clearInterval(heartbeat);
-      await wakeSignal.close();
-      await Promise.all(Object.values(workers).map((worker) => worker.close(true)));
-      await telemetry.close();
-      if (redis.status === "ready") {
-        await lease.release();
-        await removeStatus(redis, workerId);
+    stop: (graceMs) => {
+      if (stopping !== undefined) {
+        dispatcher.hurry();
+        cutOff();
       }
-      await queues.close();
-      for (const connection of connections) connection.disconnect();
+      stopping ??= stop(graceMs);
+      return stopping;
     },
   };
 }

@@ -44,7 +44,8 @@ export class WorkerProcess {
       detached: true,
     });
     this.#child = child;
-    child.once("exit", (code, signal) => {
+    child.once("error", (error) => this.#log.error({ err: error }, "the worker could not be started"));
+    child.once("close", (code, signal) => {
       if (this.#stopping) return;
       this.#failures = performance.now() - startedAt > HEALTHY_MS ? 1 : this.#failures + 1;
       const waitMs = Math.min(RESTART_MS * 2 ** (this.#failures - 1), RESTART_CAP_MS);
@@ -65,6 +66,7 @@ export class WorkerProcess {
 
   /** The second signal makes the worker leave at once: running jobs go back to their queue. */
   stopNow(): void {
+    this.#stopping = true;
     this.#child?.kill("SIGTERM");
   }
 }

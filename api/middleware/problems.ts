@@ -53,6 +53,9 @@ function knownError(error: unknown, redis: Redis): MathllmError {
     /^(ECONN|EPIPE|ETIMEDOUT)/.test(code ?? "") ||
     /Connection is closed|isn't writeable|timed out/.test(message ?? "");
   if (lost || redis.status !== "ready")
-    return new MathllmError("redis-unavailable", "Redis can't be reached; nothing was accepted. Try again.");
+    return new MathllmError(
+      "redis-unavailable",
+      "Redis can't be reached. Nothing was confirmed: send it again, with an Idempotency-Key if it must not run twice.",
+    );
   return new MathllmError("internal-error", "The request could not be handled; the server's log says why.");
 }

@@ -1,5 +1,6 @@
 import { UnrecoverableError, Worker } from "bullmq";
 import { pino } from "pino";
+import { request } from "undici";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { type RunningApi, startApi } from "../../api/main.ts";
 import { readConfig } from "../../queues/config.ts";
@@ -314,6 +315,14 @@ test("unknown addresses are 404, other methods 405 with Allow", async () => {
   await refused(await get("/healthz", { method: "POST" }), 405, "method-not-allowed");
   await refused(await get("/jobs/%E0%A4%A"), 400, "invalid-request");
   expect(await (await get("/healthz")).json()).toEqual({ status: "ok" });
+});
+
+test("a web page of another name or origin is refused", async () => {
+  await refused(await get("/healthz", { headers: { origin: "https://example.org" } }), 403, "forbidden-origin");
+  await refused(await get("/dashboards/queues", { headers: { origin: "http://127.0.0.1.example.org" } }), 403, "forbidden-origin");
+  const { statusCode, body } = await request(`${api.url}/healthz`, { headers: { host: "rebound.example.org" } });
+  expect([statusCode, ((await body.json()) as { code: string }).code]).toEqual([403, "forbidden-origin"]);
+  expect((await get("/healthz", { headers: { origin: "http://localhost:5000" } })).status).toBe(200);
 });
 
 test("a taken port and an absent Redis are said clearly, without the password", async () => {

@@ -60,7 +60,8 @@ class EmbeddedEngine implements Engine {
       draftPath: draft?.path,
       port: profile.port,
       maxModelLen: profile.maxModelLen,
-      maxNumSeqs: profile.maxNumSeqs,
+      // The library's drafting stands still when several sequences draft at once.
+      maxNumSeqs: draft === undefined ? profile.maxNumSeqs : 1,
       ngl: profile.ngl,
       threads: profile.threads,
     };

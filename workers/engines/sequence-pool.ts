@@ -36,7 +36,6 @@ interface Slot {
 
 /**
  * A loaded model with `maxNumSeqs` sequences. Each serves one request at a time; their tokens are batched by the library.
- * With a draft there is one sequence: the library's drafting stands still when several sequences draft at once.
  */
 export class SequencePool {
   readonly contextTokens: number;
@@ -73,7 +72,7 @@ export class SequencePool {
       profile.draftPath === undefined ? undefined : await draftFor(model, await load(profile.draftPath), contextTokens, profile);
     const template = model.fileInfo.metadata.tokenizer?.chat_template;
     const chatWrapper = template === undefined ? resolveChatWrapper(model) : new JinjaTemplateChatWrapper({ template });
-    const slots = Array.from({ length: sequencesOf(profile) }, () => {
+    const slots = Array.from({ length: profile.maxNumSeqs }, () => {
       const tokenPredictor =
         draftContext &&
         new DraftSequenceTokenPredictor(draftContext.getSequence(), { maxTokens: DRAFT_MAX_TOKENS, minConfidence: DRAFT_MIN_CONFIDENCE });
@@ -180,19 +179,15 @@ function threadsFor(model: LlamaModel, threads: number | undefined): number {
   return model.fileInsights.totalParameters < SINGLE_THREAD_PARAMETERS ? 1 : Math.max(os.availableParallelism() - 1, 1);
 }
 
-function sequencesOf(profile: EmbeddedProfile): number {
-  return profile.draftPath === undefined ? profile.maxNumSeqs : 1;
-}
-
 function createContext(model: LlamaModel, contextSize: number, profile: EmbeddedProfile) {
   // On a CPU flash attention costs a third of the speed; on a GPU the library knows best.
   const flashAttention = model.llama.gpu === false ? false : undefined;
   return model
-    .createContext({ sequences: sequencesOf(profile), contextSize, flashAttention, threads: threadsFor(model, profile.threads) })
+    .createContext({ sequences: profile.maxNumSeqs, contextSize, flashAttention, threads: threadsFor(model, profile.threads) })
     .catch((error: Error) => {
       throw new MathllmError(
         "model-invalid",
-        `No context of ${sequencesOf(profile)} sequences of ${contextSize} tokens for ${profile.modelPath}: ${error.message}. Lower MAX_NUM_SEQS or MAX_MODEL_LEN.`,
+        `No context of ${profile.maxNumSeqs} sequences of ${contextSize} tokens for ${profile.modelPath}: ${error.message}. Lower MAX_NUM_SEQS or MAX_MODEL_LEN.`,
       );
     });
 }

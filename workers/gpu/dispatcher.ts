@@ -1,6 +1,5 @@
 import type { Logger } from "pino";
-import type { Role } from "../../queues/names.ts";
-import { ROLES } from "../../queues/names.ts";
+import { ENDING_PRIORITY, ROLES, type Role } from "../../queues/names.ts";
 import { HandBack } from "../solve/stage.ts";
 import type { Backlog, QueueBacklog } from "./backlog.ts";
 import type { ManualWorker, StageJob } from "./manual-worker.ts";
@@ -68,6 +67,7 @@ export class Dispatcher {
   #loop: Promise<void> | undefined;
   #stopping = false;
   #wake: () => void = () => {};
+  #hurry: () => void = () => {};
   #woken = false;
   #drainStartedAt: number | null = null;
   #lastDecision: { action: string; reason: string; at: number } | null = null;
@@ -123,26 +123,31 @@ export class Dispatcher {
   }
 
   /**
-   * Takes nothing more, lets the running jobs end within `graceMs`, hands the rest back to their queue, and empties the slot.
-   * With `graceMs` 0 the model server is killed at once.
+   * Takes nothing more, lets the running jobs end within `graceMs` (or until `hurry`), hands the rest back to their queue, and
+   * empties the slot; a model that is just loading is given up.
    */
   async stop(graceMs: number): Promise<void> {
+    const { workers, slot } = this.#options;
     this.#stopping = true;
     this.#phase = "stopping";
     this.#wake();
-    const ended = Promise.allSettled(this.#running.values());
-    let timer: NodeJS.Timeout | undefined;
-    const late = new Promise<void>((resolve) => {
-      timer = setTimeout(resolve, graceMs);
+    const enough = new Promise<void>((resolve) => {
+      this.#hurry = resolve;
     });
-    await Promise.race([ended, late]);
-    clearTimeout(timer);
-    for (const worker of Object.values(this.#options.workers)) worker.cancelAllJobs(new HandBack("the worker stops") as unknown as string);
-    await ended;
-    // A model that is just loading is given up; one whose load began at this very moment is unloaded after it.
-    await this.#options.slot.unload(graceMs === 0 ? 0 : undefined);
+    const timer = setTimeout(this.#hurry, graceMs);
+    slot.abandonLoad();
     await this.#loop;
-    await this.#options.slot.unload(graceMs === 0 ? 0 : undefined);
+    const ended = Promise.allSettled(this.#running.values());
+    await Promise.race([ended, enough]);
+    clearTimeout(timer);
+    for (const worker of Object.values(workers)) worker.cancelAllJobs(new HandBack("the worker stops") as unknown as string);
+    await ended;
+    await slot.unload(graceMs === 0 ? 0 : undefined);
+  }
+
+  /** Ends the grace of a `stop` under way. */
+  hurry(): void {
+    this.#hurry();
   }
 
   /** One decision. Returns whether to decide again at once. */
@@ -179,6 +184,10 @@ export class Dispatcher {
     if (this.#running.size >= this.#options.maxNumSeqs[resident] || backlog[resident].depth === 0) return false;
     const job = await this.#options.workers[resident].takeNext();
     if (job === undefined) return false;
+    if (this.#stopping) {
+      await job.moveToWait(job.token);
+      return false;
+    }
     // The server may have died while the job was being taken: the processor then fails it as retryable.
     this.#serve(resident, job);
     log.debug({ jobId: job.id, role: resident }, "picked");
@@ -204,6 +213,11 @@ export class Dispatcher {
       for (let left = backlog[role].ending; left > 0; left--) {
         const job = await this.#options.workers[role].takeNext();
         if (job === undefined) break;
+        if (job.priority !== ENDING_PRIORITY && job.deferredFailure === undefined) {
+          // A job came back meanwhile and stood before them: it waits for its turn like any other.
+          await job.moveToWait(job.token);
+          break;
+        }
         await this.#options.workers[role].finish(job);
       }
     }

@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Redis } from "ioredis";
 import { z } from "zod";
+import { MathllmError } from "../../queues/errors.ts";
 import { keys } from "../../queues/names.ts";
 import { hostBoot, isAlive, ownIdentity, type ProcessIdentity } from "../../queues/process-identity.ts";
 
@@ -56,6 +57,7 @@ export class Lease {
   #fence = 0;
   #modelServer: ProcessIdentity | null = null;
   #confirmedAt = 0;
+  #lost = false;
   #timer: NodeJS.Timeout | undefined;
   #onLost: () => void = () => {};
 
@@ -98,10 +100,14 @@ export class Lease {
     return previous !== null && previous.host === hostBoot() ? previous.modelServer : null;
   }
 
-  /** Records which process holds the GPU's memory, before it allocates any; null once the memory is free again. */
+  /**
+   * Records which process holds the GPU's memory, before it allocates any; null once the memory is free again. Throws
+   * `engine-failed` when the lease turns out to be lost: then nothing may be allocated.
+   */
   async recordModelServer(identity: ProcessIdentity | null): Promise<void> {
     this.#modelServer = identity;
     await this.#renew();
+    if (identity !== null && this.#lost) throw new MathllmError("engine-failed", "Another worker holds the GPU by now.");
   }
 
   /** Gives the lease back. The caller has stopped its model server. */
@@ -148,7 +154,8 @@ export class Lease {
     if (outcome === 0) {
       clearTimeout(this.#timer);
       this.#timer = undefined;
-      this.#onLost();
+      if (!this.#lost) this.#onLost();
+      this.#lost = true;
     } else {
       this.#confirmedAt = sentAt;
     }

@@ -46,6 +46,8 @@ export class ModelSlot {
   readonly #options: ModelSlotOptions;
   #resident: Resident | null = null;
   #engine: Engine | null = null;
+  /** Loads and unloads, one after the other. */
+  #turn: Promise<unknown> = Promise.resolve();
 
   constructor(options: ModelSlotOptions) {
     this.#options = options;
@@ -56,7 +58,31 @@ export class ModelSlot {
   }
 
   /** Loads a model into the empty slot. Throws the engine's error, with nothing left running. */
-  async load(role: Role): Promise<Omit<LoadTimes, "stopMs">> {
+  load(role: Role): Promise<Omit<LoadTimes, "stopMs">> {
+    return this.#inTurn(() => this.#load(role));
+  }
+
+  /** Resolves when the slot is empty and the memory is free; returns the milliseconds it took. `graceMs` 0 kills at once. */
+  unload(graceMs = this.#options.stopGraceMs): Promise<number> {
+    return this.#inTurn(async () => {
+      const startedAt = performance.now();
+      await this.#stop(graceMs);
+      return performance.now() - startedAt;
+    });
+  }
+
+  /** A load under way fails at once; a resident model is left as it is. */
+  abandonLoad(): void {
+    if (this.#resident === null) void this.#engine?.stop(0);
+  }
+
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#turn.then(work, work);
+    this.#turn = result.catch(() => {});
+    return result;
+  }
+
+  async #load(role: Role): Promise<Omit<LoadTimes, "stopMs">> {
     if (this.#engine !== null) throw new Error(`the slot still holds a model server: unload it before loading the ${role}`);
     const profile = this.#options.profiles[role];
     const engine = this.#options.createEngine(profile);
@@ -73,34 +99,32 @@ export class ModelSlot {
       this.#options.log.info({ role, model: model.modelId, pid: endpoint.pid, ms: Math.round(readyAt - startedAt) }, "model is resident");
       return { startMs: spawnedAt - startedAt, warmupMs: readyAt - spawnedAt };
     } catch (error) {
-      await this.#stop();
+      await this.#stop(0);
       throw error instanceof MathllmError ? error : new MathllmError("engine-failed", `The ${role} did not start: ${String(error)}`);
     }
   }
 
-  /** Resolves when the slot is empty and the memory is free; returns the milliseconds it took. `graceMs` 0 kills at once. */
-  async unload(graceMs = this.#options.stopGraceMs): Promise<number> {
-    const startedAt = performance.now();
-    await this.#stop(graceMs);
-    return performance.now() - startedAt;
-  }
-
-  async #stop(graceMs = this.#options.stopGraceMs): Promise<void> {
+  async #stop(graceMs: number): Promise<void> {
     const engine = this.#engine;
     const resident = this.#resident;
     this.#resident = null;
     if (engine === null) return;
     await resident?.client.close();
     await engine.stop(graceMs);
-    await this.#options.recordModelServer(null);
     this.#engine = null;
+    // The record only helps a successor to find a server that was left behind; this one is gone.
+    await this.#options
+      .recordModelServer(null)
+      .catch((error) => this.#options.log.warn({ err: error }, "the freed GPU could not be recorded"));
   }
 
-  async #exited(engine: Engine, exit: EngineExit): Promise<void> {
-    const crashed = this.#resident?.engine === engine ? this.#resident : null;
-    if (crashed === null) return;
-    await this.#stop(0);
-    this.#options.log.error({ role: crashed.role, code: exit.code, signal: exit.signal, lastLines: exit.lastLines }, "model server died");
-    this.#options.onCrash(crashed.role, exit);
+  #exited(engine: Engine, exit: EngineExit): Promise<void> {
+    return this.#inTurn(async () => {
+      const crashed = this.#resident;
+      if (crashed?.engine !== engine) return;
+      await this.#stop(0);
+      this.#options.log.error({ role: crashed.role, code: exit.code, signal: exit.signal, lastLines: exit.lastLines }, "model server died");
+      this.#options.onCrash(crashed.role, exit);
+    });
   }
 }

@@ -1,3 +1,4 @@
+import { setTimeout as delay } from "node:timers/promises";
 import type { Redis } from "ioredis";
 import { KEY_PREFIX, ROLES } from "../../queues/names.ts";
 
@@ -38,8 +39,9 @@ export class WakeSignal {
       try {
         if ((await this.#blocking.bzpopmin(...markers, BLOCK_SECONDS)) !== null) this.#onWake();
       } catch (error) {
-        if (!this.#closed) this.#onError(error as Error);
-        if (this.#blocking.status === "end") return;
+        if (this.#closed || this.#blocking.status === "end") return;
+        this.#onError(error as Error);
+        await delay(BLOCK_SECONDS * 1000);
       }
     }
   }
