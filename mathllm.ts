@@ -2,6 +2,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
+import Table from "cli-table3";
 import { Command, CommanderError, InvalidArgumentError } from "commander";
 import { type Logger, pino } from "pino";
 import { startApi } from "./api/main.ts";
@@ -16,6 +17,9 @@ import { PRIORITY_CLASSES, type PriorityClass, ROLES, type Role } from "./queues
 import { openQueues } from "./queues/open-queues.ts";
 import { diagnose } from "./workers/doctor.ts";
 import { createEmbeddedEngine } from "./workers/engines/embedded.ts";
+import { DEFAULT_DEADLINES_MS, POLICIES } from "./workers/gpu/policy.ts";
+import { simulate } from "./workers/gpu/simulator.ts";
+import { recordedTraffic, syntheticTraffic, type TrafficOptions } from "./workers/gpu/synthetic-traffic.ts";
 import { startGpuWorker } from "./workers/main.ts";
 import { WorkerProcess } from "./workers/worker-process.ts";
 
@@ -295,6 +299,45 @@ async function runDoctor(options: { json?: boolean }): Promise<number> {
   return checks.every((check) => check.ok) ? 0 : EXIT_FAILED;
 }
 
+interface SimulateOptions extends Omit<TrafficOptions, "load"> {
+  policy: keyof typeof POLICIES;
+  load: number;
+  backlog?: boolean;
+  swapMs: number;
+  deadlineMs?: number;
+  replay?: string;
+  json?: boolean;
+}
+
+async function runSimulate(options: SimulateOptions): Promise<number> {
+  const { policy, slots, swapMs, deadlineMs, replay, backlog, load } = options;
+  const jobs = replay === undefined ? syntheticTraffic({ ...options, load: backlog ? null : load }) : recordedTraffic(replay);
+  const deadlinesMs = { ...DEFAULT_DEADLINES_MS, ...(deadlineMs === undefined ? {} : { [options.class]: deadlineMs }) };
+  const result = simulate({ jobs, policy: POLICIES[policy], slots, swapMs: { student: swapMs, talker: swapMs }, deadlinesMs });
+  if (options.json) {
+    say(`${JSON.stringify({ policy, ...result })}\n`);
+    return 0;
+  }
+  const seconds = (ms: number) => (ms / 1000).toFixed(1);
+  const table = new Table({ head: ["waits, s", "jobs", "mean", "p50", "p95", "p99", "max"], style: { head: [], border: [] } });
+  for (const [name, waits] of Object.entries({ all: result, ...result.models, ...result.classes })) {
+    table.push([name, waits.jobs, ...[waits.meanWaitMs, waits.p50WaitMs, waits.p95WaitMs, waits.p99WaitMs, waits.maxWaitMs].map(seconds)]);
+  }
+  say(
+    `${policy}: ${result.swaps} swaps (${result.swapsPer100Jobs.toFixed(1)} per 100 jobs), GPU busy ${(100 * result.gpuBusyShare).toFixed(1)} %, ` +
+      `${result.jobsPerSecond.toFixed(3)} jobs/s, makespan ${seconds(result.makespanMs)} s (at least ${seconds(result.lowerBoundMs)} s)\n${table.toString()}\n`,
+  );
+  return 0;
+}
+
+function number(low: number, high: number) {
+  return (text: string): number => {
+    const value = Number(text);
+    if (text.trim() === "" || !(value >= low && value <= high)) throw new InvalidArgumentError(`Expected a number from ${low} to ${high}.`);
+    return value;
+  };
+}
+
 function wholeNumber(low: number, high: number) {
   return (text: string): number => {
     const value = Number(text);
@@ -353,6 +396,25 @@ function cli(run: (action: () => Promise<number>) => Promise<void>): Command {
     .option("--url <url>", "the API's address (default: from HOST and PORT)")
     .option("--json", "print the finished job view")
     .action((problem, options) => run(() => runSolve(problem, options)));
+  program
+    .command("simulate")
+    .description("play a swap policy against synthetic or recorded traffic, without a GPU")
+    .option("--policy <name>", Object.keys(POLICIES).join(", "), oneOf(Object.keys(POLICIES) as (keyof typeof POLICIES)[]), "ge")
+    .option("--jobs <count>", "how many jobs", wholeNumber(1, 10_000_000), 20_000)
+    .option("--service-ms <ms>", "mean time of a job on its model", number(0.001, 86_400_000), 4000)
+    .option("--service-cv <number>", "its coefficient of variation: 1 exponential, 0 constant", number(0, 20), 1)
+    .option("--swap-ms <ms>", "time of a swap", number(0, 86_400_000), 10_000)
+    .option("--slots <count>", "jobs at once", wholeNumber(1, 256), 1)
+    .option("--mix <share>", "the Student's share of the jobs", number(0, 1), 0.5)
+    .option("--load <rho>", "offered load: arrival rate · service time / slots", number(0.001, 100), 0.7)
+    .option("--backlog", "all jobs are there at time 0 (instead of --load)")
+    .option("--burst <count>", "jobs that arrive together", wholeNumber(1, 100_000), 1)
+    .option("--class <name>", `class of the jobs: ${PRIORITY_CLASSES.join(", ")}`, oneOf(PRIORITY_CLASSES), "normal")
+    .option("--deadline-ms <ms>", "that class's deadline (default: the class's)", number(0, 86_400_000))
+    .option("--replay <file>", "the jobs of a telemetry file instead of synthetic ones")
+    .option("--seed <number>", "of the random traffic", wholeNumber(0, 4_294_967_295), 1)
+    .option("--json", "print one object")
+    .action((options) => run(() => runSimulate(options)));
   program
     .command("doctor")
     .description("check everything a start needs and say what to do")

@@ -1,7 +1,7 @@
 import path from "node:path";
 import { z } from "zod";
 import { MathllmError } from "./errors.ts";
-import type { Role } from "./names.ts";
+import type { PriorityClass, Role } from "./names.ts";
 
 /**
  * The environment: one schema with units, bounds and defaults. `.env.example` documents the same names.
@@ -48,7 +48,10 @@ export const environmentShape: Record<string, z.ZodType> = {
     .string()
     .regex(/^[\w.:-]{1,100}$/, "expected up to 100 letters, digits, and any of . : _ -")
     .optional(),
-  GPU_POLICY: z.enum(["exhaustive", "fifo"]).default("exhaustive"),
+  GPU_POLICY: z.enum(["ge", "exhaustive", "fifo"]).default("ge"),
+  INTERACTIVE_DEADLINE_MS: milliseconds(60_000),
+  NORMAL_DEADLINE_MS: milliseconds(300_000),
+  BATCH_DEADLINE_MS: milliseconds(3_600_000),
   LEASE_TTL_MS: milliseconds(15_000),
   ENGINE_START_TIMEOUT_MS: milliseconds(300_000),
   SHUTDOWN_GRACE_MS: milliseconds(30_000),
@@ -92,7 +95,9 @@ export interface Config {
   logLevel: string;
   hfToken?: string;
   gpuId?: string;
-  gpuPolicy: "exhaustive" | "fifo";
+  gpuPolicy: "ge" | "exhaustive" | "fifo";
+  /** How long a job of each class may wait before its model is swapped in; held only as far as swaps don't eat the GPU's time. */
+  deadlinesMs: Record<PriorityClass, number>;
   leaseTtlMs: number;
   engineStartTimeoutMs: number;
   shutdownGraceMs: number;
@@ -145,6 +150,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     hfToken: e.HF_TOKEN,
     gpuId: e.GPU_ID,
     gpuPolicy: e.GPU_POLICY,
+    deadlinesMs: { interactive: e.INTERACTIVE_DEADLINE_MS, normal: e.NORMAL_DEADLINE_MS, batch: e.BATCH_DEADLINE_MS },
     leaseTtlMs: e.LEASE_TTL_MS,
     engineStartTimeoutMs: e.ENGINE_START_TIMEOUT_MS,
     shutdownGraceMs: e.SHUTDOWN_GRACE_MS,

@@ -16,7 +16,7 @@ export interface RedisFixture {
 
 export async function startRedisFixture(): Promise<RedisFixture> {
   const dataDir = await mkdtemp(path.join(os.tmpdir(), "mathllm-test-"));
-  const server = await startEmbeddedRedis({ dataDir, appendfsync: "everysec", dieWithParent: true });
+  const server = await startEmbeddedRedis({ dataDir, appendfsync: "always", dieWithParent: true });
   const connections: Redis[] = [];
   return {
     url: server.url,

@@ -19,9 +19,9 @@ import { Lease } from "./gpu/lease.ts";
 import { ManualWorker, type StageJob } from "./gpu/manual-worker.ts";
 import { ModelSlot } from "./gpu/model-slot.ts";
 import { POLICIES } from "./gpu/policy.ts";
-import { RunningAverage } from "./gpu/running-average.ts";
 import { Telemetry } from "./gpu/telemetry.ts";
 import { residentMemoryBytes, TelemetrySampler } from "./gpu/telemetry-sampler.ts";
+import { TrafficMeter } from "./gpu/traffic-meter.ts";
 import { WakeSignal } from "./gpu/wake-signal.ts";
 import { HandBack, stageProcessor } from "./solve/stage.ts";
 import { studentStage } from "./solve/student.ts";
@@ -29,8 +29,6 @@ import { talkerStage } from "./solve/talker.ts";
 
 const HEARTBEAT_MS = 1000;
 const REDIS_START_TIMEOUT_MS = 30_000;
-const AVERAGE_HALF_LIFE_JOBS = 20;
-const AVERAGE_HALF_LIFE_SWAPS = 3;
 const MAX_EXPIRED_AT_ONCE = 100;
 
 export interface GpuWorkerOptions {
@@ -83,8 +81,8 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onLe
   const queues = openQueues(redis, onError);
   const telemetry = new Telemetry(config.telemetryLog, log);
   const lease = new Lease(redis, gpuId, config.leaseTtlMs);
-  const service = { student: new RunningAverage(AVERAGE_HALF_LIFE_JOBS), talker: new RunningAverage(AVERAGE_HALF_LIFE_JOBS) };
-  const swapTimes = { student: new RunningAverage(AVERAGE_HALF_LIFE_SWAPS), talker: new RunningAverage(AVERAGE_HALF_LIFE_SWAPS) };
+  const maxNumSeqs = { student: config.profiles.student.maxNumSeqs, talker: config.profiles.talker.maxNumSeqs };
+  const meter = new TrafficMeter(maxNumSeqs);
   const startedAt = Date.now();
   const stopped = new AbortController();
   let swaps = 0;
@@ -150,7 +148,9 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onLe
     workers,
     slot,
     policy: POLICIES[config.gpuPolicy],
-    maxNumSeqs: { student: config.profiles.student.maxNumSeqs, talker: config.profiles.talker.maxNumSeqs },
+    deadlinesMs: config.deadlinesMs,
+    meter,
+    maxNumSeqs,
     readBacklog: backlogReader(redis),
     mayTake: () => lease.certain,
     expireJobs: async (now) => {
@@ -162,21 +162,19 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onLe
     },
     onSwap: (record) => {
       if (record.from !== null) swaps++;
-      swapTimes[record.to].add(record.drainMs + record.stopMs + record.startMs + record.warmupMs);
       telemetry.write("swap", { ...record });
       log.info(record, "swapped");
       void beat();
     },
     onBlocked: () => void beat(),
-    onServed: (role, serviceMs) => service[role].add(serviceMs),
     log,
   });
 
   const modelStatus = (role: Role) => ({
     model: config.profiles[role].model,
     maxNumSeqs: config.profiles[role].maxNumSeqs,
-    serviceMs: service[role].value,
-    swapMs: swapTimes[role].value,
+    serviceMs: meter.serviceMs(role),
+    swapMs: meter.swapMs(role),
     contextTokens: slot.resident?.role === role ? slot.resident.model.contextTokens : null,
     digest: slot.resident?.role === role ? slot.resident.model.digest : null,
     error: dispatcher.blockedReason(role),

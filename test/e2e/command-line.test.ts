@@ -194,3 +194,29 @@ describe("wrong use", () => {
     expect(ill.stdout).toMatch(/FAIL {2}talker model/);
   });
 });
+
+test("simulate prints one object with the fields scripts rely on, and a table for people", async () => {
+  const { code, stdout } = await mathllm(
+    "simulate --policy ge --jobs 2000 --service-ms 4000 --swap-ms 10000 --slots 1 --mix 0.5 --load 0.7 --seed 1 --json".split(" "),
+  );
+  expect(code).toBe(0);
+  const result = JSON.parse(stdout);
+  for (const field of [
+    "swaps",
+    "swapsPer100Jobs",
+    "gpuBusyShare",
+    "meanWaitMs",
+    "p50WaitMs",
+    "p95WaitMs",
+    "p99WaitMs",
+    "maxWaitMs",
+    "makespanMs",
+    "lowerBoundMs",
+  ]) {
+    expect(result[field]).toBeTypeOf("number");
+  }
+  expect(result.models.talker.maxWaitMs).toBeGreaterThan(0);
+  expect((await mathllm(["simulate", "--backlog", "--jobs", "50", "--policy", "fifo"])).stdout).toMatch(/fifo: \d+ swaps/);
+  const replayed = await mathllm(["simulate", "--replay", "/nowhere.jsonl"]);
+  expect([replayed.code, replayed.stderr]).toEqual([2, expect.stringContaining("expected a telemetry file")]);
+});

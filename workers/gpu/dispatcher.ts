@@ -4,7 +4,8 @@ import { HandBack } from "../solve/stage.ts";
 import type { Backlog, QueueBacklog } from "./backlog.ts";
 import type { ManualWorker, StageJob } from "./manual-worker.ts";
 import type { ModelSlot } from "./model-slot.ts";
-import type { Decision, Policy, QueueSnapshot } from "./policy.ts";
+import type { Decision, Policy, PolicySnapshot, QueueSnapshot } from "./policy.ts";
+import type { TrafficMeter } from "./traffic-meter.ts";
 
 /**
  * Takes jobs of the resident model, up to `maxNumSeqs` at once, and swaps when the policy says so and nothing runs.
@@ -39,6 +40,9 @@ export interface DispatcherOptions {
   workers: Record<Role, ManualWorker>;
   slot: ModelSlot;
   policy: Policy;
+  deadlinesMs: PolicySnapshot["deadlinesMs"];
+  /** Told of every acceptance, job and swap. */
+  meter: TrafficMeter;
   maxNumSeqs: Record<Role, number>;
   readBacklog: (now: number) => Promise<Backlog>;
   /** False while the lease is not certain: nothing may be taken or loaded. */
@@ -48,8 +52,6 @@ export interface DispatcherOptions {
   onSwap: (record: SwapRecord) => void;
   /** Called when a model could not be loaded (see `blockedReason`). */
   onBlocked: () => void;
-  /** Called after every job with the milliseconds it held its place on the model. */
-  onServed: (role: Role, serviceMs: number) => void;
   log: Logger;
 }
 
@@ -72,6 +74,10 @@ export class Dispatcher {
   #drainStartedAt: number | null = null;
   #lastDecision: { action: string; reason: string; at: number } | null = null;
   #backlog: Backlog | null = null;
+  /** Jobs picked since the resident model was loaded. */
+  #served = 0;
+  /** Jobs taken of each queue since the last look at it. */
+  readonly #taken: Record<Role, number> = { student: 0, talker: 0 };
 
   constructor(options: DispatcherOptions) {
     this.#options = options;
@@ -158,7 +164,7 @@ export class Dispatcher {
     const now = Date.now();
     await this.#options.expireJobs(now);
     const backlog = await this.#options.readBacklog(now);
-    this.#backlog = backlog;
+    this.#countArrivals(backlog, now);
     await this.#endJobs(backlog);
 
     const resident = slot.resident?.role ?? null;
@@ -166,6 +172,9 @@ export class Dispatcher {
       now,
       resident,
       running: this.#running.size,
+      served: this.#served,
+      rates: this.#options.meter.rates(now),
+      deadlinesMs: this.#options.deadlinesMs,
       queues: { student: this.#workOf("student", backlog, now), talker: this.#workOf("talker", backlog, now) },
     });
     this.#remember(decision, now);
@@ -182,16 +191,33 @@ export class Dispatcher {
     this.#phase = decision.action === "idle" ? "idle" : "serving";
     if (decision.action === "idle" || resident === null) return false;
     if (this.#running.size >= this.#options.maxNumSeqs[resident] || backlog[resident].depth === 0) return false;
-    const job = await this.#options.workers[resident].takeNext();
+    const job = await this.#take(resident);
     if (job === undefined) return false;
     if (this.#stopping) {
       await job.moveToWait(job.token);
       return false;
     }
     // The server may have died while the job was being taken: the processor then fails it as retryable.
+    this.#served++;
     this.#serve(resident, job);
     log.debug({ jobId: job.id, role: resident }, "picked");
     return true;
+  }
+
+  async #take(role: Role): Promise<StageJob | undefined> {
+    const job = await this.#options.workers[role].takeNext();
+    if (job !== undefined) this.#taken[role]++;
+    return job;
+  }
+
+  /** What came since the last look: the depth's change and what was taken meanwhile. */
+  #countArrivals(backlog: Backlog, now: number): void {
+    for (const role of ROLES) {
+      const arrived = backlog[role].depth - (this.#backlog?.[role].depth ?? 0) + this.#taken[role];
+      if (arrived > 0) this.#options.meter.arrived(role, arrived, now);
+      this.#taken[role] = 0;
+    }
+    this.#backlog = backlog;
   }
 
   #workOf(role: Role, backlog: Backlog, now: number): QueueSnapshot {
@@ -211,7 +237,7 @@ export class Dispatcher {
     for (const role of ROLES) {
       if (backlog[role].returned > 0) continue;
       for (let left = backlog[role].ending; left > 0; left--) {
-        const job = await this.#options.workers[role].takeNext();
+        const job = await this.#take(role);
         if (job === undefined) break;
         if (job.priority !== ENDING_PRIORITY && job.deferredFailure === undefined) {
           // A job came back meanwhile and stood before them: it waits for its turn like any other.
@@ -230,7 +256,7 @@ export class Dispatcher {
       .catch((error) => this.#options.log.error({ err: error, jobId: job.id }, "the outcome could not be recorded; the job runs again"))
       .finally(() => {
         this.#running.delete(job.token!);
-        this.#options.onServed(role, performance.now() - startedAt);
+        this.#options.meter.served(role, performance.now() - startedAt);
         this.wake();
       });
     this.#running.set(job.token!, served);
@@ -245,6 +271,8 @@ export class Dispatcher {
       if (this.#stopping) return;
       const { startMs, warmupMs } = await slot.load(to);
       delete this.#blocked[to];
+      this.#served = 0;
+      this.#options.meter.swapped(to, drainMs + stopMs + startMs + warmupMs);
       this.#options.onSwap({ from, to, reason, drainMs, stopMs, startMs, warmupMs });
     } catch (error) {
       if (this.#stopping) return;
