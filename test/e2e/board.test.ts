@@ -60,7 +60,6 @@ test.skipIf(missing)("Bull Board lists both queues and shows a waiting job", asy
       .waitFor();
   await page.goto(`${api.url}/dashboards/queues/queue/student?status=prioritized`);
   await page.getByText(jobId).first().waitFor();
-  await page.screenshot({ path: path.join(os.tmpdir(), "mathllm-board.png") });
   expect(errors).toEqual([]);
 });
 
