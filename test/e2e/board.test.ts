@@ -1,6 +1,4 @@
 import { existsSync } from "node:fs";
-import os from "node:os";
-import path from "node:path";
 import { pino } from "pino";
 import { type Browser, chromium } from "playwright-core";
 import { afterAll, beforeAll, expect, test } from "vitest";
