@@ -152,7 +152,7 @@ class EmbeddedEngine implements Engine {
     const child = spawn(process.execPath, [path.join(import.meta.dirname, "embedded-server.ts")], {
       stdio: ["ignore", "pipe", "pipe", "ipc"],
       detached: true,
-      env: { ...process.env, UV_THREADPOOL_SIZE: String(poolThreads) },
+      env: { ...process.env, HF_TOKEN: undefined, REDIS_URL: undefined, UV_THREADPOOL_SIZE: String(poolThreads) },
     });
     this.#child = child;
     for (const stream of [child.stdout!, child.stderr!]) {

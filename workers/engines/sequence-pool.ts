@@ -147,8 +147,9 @@ export class SequencePool {
       },
       maxTokens: Math.min(request.max_completion_tokens ?? request.max_tokens ?? room, room),
       temperature,
-      topP: request.top_p ?? undefined,
-      topK: request.top_k ?? undefined,
+      // Off unless asked for, as in the OpenAI API; the library would take 0.95 and 40.
+      topP: request.top_p ?? 1,
+      topK: request.top_k ?? 0,
       minP: request.min_p ?? undefined,
       // The library would take the second of the clock: requests of one second would all get one answer.
       seed: request.seed ?? randomInt(2 ** 32),
