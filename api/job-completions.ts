@@ -1,26 +1,60 @@
-import { QueueEvents } from "bullmq";
+import { setTimeout as delay } from "node:timers/promises";
 import type { Redis } from "ioredis";
+import { listenForCancels } from "../queues/cancellation.ts";
 import { clientJobId, KEY_PREFIX, ROLES } from "../queues/names.ts";
 
+const BLOCK_MS = 5000;
+const BATCH = 1000;
+const RETRY_MS = 100;
+
+const STREAMS = ROLES.map((role) => `${KEY_PREFIX}:${role}:events`);
+
 /**
- * Tells when a job becomes terminal, from BullMQ's event streams. A waiter is registered first and the job read after, so
- * that no end falls between. A lost connection resumes the stream where it stopped.
+ * Tells when a job may have become terminal: from BullMQ's event streams and from the cancel broadcasts. A waiter is
+ * registered first and the job read after, so that no end falls between. The streams are read from concrete ids, never from
+ * "what comes next", so that nothing is missed between two reads or while the connection is lost. BullMQ's QueueEvents is
+ * not used: its `close` never resolves while Redis is away.
  */
 export class JobCompletions {
-  readonly #events: QueueEvents[];
+  /** Resolves when every later end will be heard. It never rejects. */
+  readonly ready: Promise<unknown>;
+  readonly #onError: (error: Error) => void;
   readonly #waiters = new Map<string, Set<() => void>>();
   #closed = false;
 
-  /** `connect` gives a connection of its own for each queue: reading blocks it. The caller closes them after `close`. */
+  /** `connect` is called for two connections, closed by the caller after `close`: reading blocks the one, the other subscribes. */
   constructor(connect: () => Redis, onError: (error: Error) => void) {
-    this.#events = ROLES.map((role) => {
-      const events = new QueueEvents(role, { connection: connect(), prefix: KEY_PREFIX, skipVersionCheck: true });
-      events.on("completed", ({ jobId }) => this.notify(jobId));
-      // A Student that failed ends the whole explain job, though its parent fails only once a worker picks it.
-      events.on("failed", ({ jobId }) => this.notify(clientJobId(jobId)));
-      events.on("error", onError);
-      return events;
-    });
+    this.#onError = onError;
+    const reading = Promise.withResolvers<void>();
+    void this.#read(connect(), reading.resolve);
+    const subscribed = listenForCancels(connect(), (jobId) => this.notify(jobId)).catch(onError);
+    this.ready = Promise.all([reading.promise, subscribed]);
+  }
+
+  async #read(redis: Redis, onReading: () => void): Promise<void> {
+    let ids: string[] | undefined;
+    while (!this.#closed) {
+      try {
+        ids ??= await lastEntryIds(redis);
+        onReading();
+        const streams = await redis.xread("COUNT", BATCH, "BLOCK", BLOCK_MS, "STREAMS", ...STREAMS, ...ids);
+        for (const [stream, entries] of streams ?? []) {
+          for (const [id, fields] of entries) {
+            ids[STREAMS.indexOf(stream)] = id;
+            this.#hear(fields);
+          }
+        }
+      } catch (error) {
+        if (this.#closed) return;
+        this.#onError(error as Error);
+        await delay(RETRY_MS);
+      }
+    }
+  }
+
+  #hear(fields: string[]): void {
+    const { event, jobId } = fieldsOf(fields);
+    if (jobId !== undefined && (event === "completed" || event === "failed")) this.notify(clientJobId(jobId));
   }
 
   /** Resolves when the job ended, `signal` aborts, or everything closes. It never rejects. */
@@ -50,13 +84,24 @@ export class JobCompletions {
     return this.#closed;
   }
 
+  /** How many jobs are waited for. */
   get waiting(): number {
     return this.#waiters.size;
   }
 
-  async close(): Promise<void> {
+  /** Ends every wait. The reading ends when the caller closes the connections. */
+  close(): void {
     this.#closed = true;
     for (const jobId of [...this.#waiters.keys()]) this.notify(jobId);
-    await Promise.all(this.#events.map((events) => events.close()));
   }
+}
+
+async function lastEntryIds(redis: Redis): Promise<string[]> {
+  const last = await Promise.all(STREAMS.map((stream) => redis.xrevrange(stream, "+", "-", "COUNT", 1)));
+  return last.map(([entry]) => entry?.[0] ?? "0-0");
+}
+
+/** A stream entry's fields are names and values in turn. */
+function fieldsOf(fields: string[]): Record<string, string | undefined> {
+  return Object.fromEntries(fields.flatMap((name, index) => (index % 2 === 0 ? [[name, fields[index + 1]]] : [])));
 }

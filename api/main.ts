@@ -60,7 +60,7 @@ export async function startApi({ config, redisUrl, log, createBoard }: ApiOption
   const close = async () => {
     const closed = server.listening ? once(server, "close") : undefined;
     server.close();
-    await completions.close();
+    completions.close();
     const cut = setTimeout(() => server.closeAllConnections(), CLOSE_GRACE_MS);
     await closed;
     clearTimeout(cut);
@@ -68,6 +68,7 @@ export async function startApi({ config, redisUrl, log, createBoard }: ApiOption
     disconnect();
   };
   try {
+    await completions.ready;
     server.listen(config.port, config.host);
     await once(server, "listening");
   } catch (error) {

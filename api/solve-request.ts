@@ -3,17 +3,20 @@ import { type SolveRequest, solveRequestSchema } from "../queues/contracts.ts";
 import { MathllmError } from "../queues/errors.ts";
 
 const SHOWN_CHARS = 100;
+const LISTED_ERRORS = 50;
 
-/** The checked body of `POST /solve`, defaults filled in. Throws `invalid-request` that lists every wrong field with what came. */
+/** The checked body of `POST /solve`, defaults filled in. Throws `invalid-request` that lists up to 50 wrong fields with what came. */
 export function parseSolveRequest(body: unknown): SolveRequest {
   const parsed = solveRequestSchema.safeParse(body);
   if (parsed.success) return parsed.data;
-  const errors = parsed.error.issues.map((issue) => ({
-    path: issue.path.join("."),
+  const { issues } = parsed.error;
+  const errors = issues.slice(0, LISTED_ERRORS).map((issue) => ({
+    path: shortened(issue.path.join(".")),
     expected: shortened(issue.message),
     got: shown(valueAt(body, issue.path)),
   }));
   const lines = errors.map(({ path, expected, got }) => `${path || "the body"}: ${expected}; got ${got}`);
+  if (issues.length > errors.length) lines.push(`and ${issues.length - errors.length} more`);
   throw new MathllmError("invalid-request", lines.join(". "), { extra: { errors } });
 }
 
@@ -27,7 +30,11 @@ function valueAt(value: unknown, path: PropertyKey[]): unknown {
 function shown(value: unknown): string {
   if (value === undefined) return "nothing";
   if (typeof value === "string" && value.length > SHOWN_CHARS) return `a text of ${value.length} characters`;
-  return shortened(JSON.stringify(value));
+  try {
+    return shortened(JSON.stringify(value));
+  } catch {
+    return "a value nested too deep to show";
+  }
 }
 
 function shortened(text: string): string {

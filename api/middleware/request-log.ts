@@ -10,9 +10,11 @@ export function requestLog(log: Logger): RequestHandler {
     const startedAt = performance.now();
     const { method, path } = request;
     response.set("X-Request-Id", requestId);
-    response.on("finish", () =>
-      log.info({ requestId, method, path, status: response.statusCode, ms: Math.round(performance.now() - startedAt) }, "request"),
-    );
+    response.on("close", () => {
+      const ms = Math.round(performance.now() - startedAt);
+      const left = response.writableFinished ? {} : { clientLeft: true };
+      log.info({ requestId, method, path, status: response.statusCode, ms, ...left }, "request");
+    });
     next();
   };
 }

@@ -3,11 +3,14 @@ import { requestCancel } from "../../queues/cancellation.ts";
 import { type JobView, TERMINAL_STATUSES } from "../../queues/contracts.ts";
 import { MathllmError } from "../../queues/errors.ts";
 import { loadJobView } from "../../queues/job-view.ts";
+import { keys } from "../../queues/names.ts";
 import type { Queues } from "../../queues/open-queues.ts";
 import type { JobCompletions } from "../job-completions.ts";
 import { onlyMethods } from "../middleware/problems.ts";
 
 const MAX_WAIT_SECONDS = 60;
+/** A timer may fire a millisecond before its time. */
+const TIMER_SLACK_MS = 2;
 
 const isTerminal = (view: JobView) => TERMINAL_STATUSES.includes(view.status);
 
@@ -28,9 +31,14 @@ export function jobsRoute(queues: Queues, completions: JobCompletions): Router {
 
   async function loadWhenEnded(jobId: string, waitSeconds: number, response: Response): Promise<JobView> {
     const enough = new AbortController();
-    const timer = setTimeout(() => enough.abort(), waitSeconds * 1000);
+    const waitMs = waitSeconds * 1000;
+    const timers = [setTimeout(() => enough.abort(), waitMs)];
     response.on("close", () => enough.abort());
     try {
+      // Past its deadline a job that no worker runs has failed, and nobody may be there to say so.
+      const deadlineAt = await queues.redis.zscore(keys.deadlines, jobId);
+      const untilDeadlineMs = deadlineAt === null ? Number.NaN : Number(deadlineAt) - Date.now() + TIMER_SLACK_MS;
+      if (untilDeadlineMs < waitMs) timers.push(setTimeout(() => completions.notify(jobId), untilDeadlineMs));
       for (;;) {
         const ended = completions.ended(jobId, enough.signal);
         const view = await load(jobId);
@@ -39,7 +47,7 @@ export function jobsRoute(queues: Queues, completions: JobCompletions): Router {
         await ended;
       }
     } finally {
-      clearTimeout(timer);
+      for (const timer of timers) clearTimeout(timer);
       enough.abort();
     }
   }
@@ -51,7 +59,6 @@ export function jobsRoute(queues: Queues, completions: JobCompletions): Router {
       return;
     }
     await requestCancel(queues, view.jobId);
-    completions.notify(view.jobId);
     response.status(202).json(await load(view.jobId));
   });
 

@@ -14,7 +14,7 @@ const KEY_PATTERN = /^[\x21-\x7e]{1,255}$/;
 export function solveRoute(queues: Queues, config: Config): Router {
   const router = Router();
   router.post("/", json({ limit: config.bodyLimitBytes, inflate: false }), async (request, response) => {
-    if (!request.is("application/json")) {
+    if (request.is("application/json") === false) {
       throw new MathllmError(
         "unsupported-media-type",
         `Expected Content-Type: application/json; got ${request.get("content-type") ?? "none"}.`,
