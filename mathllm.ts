@@ -2,7 +2,6 @@ import { existsSync, readFileSync } from "node:fs";
 import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
-import Table from "cli-table3";
 import { Command, CommanderError, InvalidArgumentError } from "commander";
 import { type Logger, pino } from "pino";
 import { startApi } from "./api/main.ts";
@@ -18,6 +17,7 @@ import { openQueues } from "./queues/open-queues.ts";
 import { diagnose } from "./workers/doctor.ts";
 import { createEmbeddedEngine } from "./workers/engines/embedded.ts";
 import { DEFAULT_DEADLINES_MS, POLICIES } from "./workers/gpu/policy.ts";
+import { simulationReport } from "./workers/gpu/simulation-report.ts";
 import { simulate } from "./workers/gpu/simulator.ts";
 import { recordedTraffic, syntheticTraffic, type TrafficOptions } from "./workers/gpu/synthetic-traffic.ts";
 import { startGpuWorker } from "./workers/main.ts";
@@ -314,19 +314,7 @@ async function runSimulate(options: SimulateOptions): Promise<number> {
   const jobs = replay === undefined ? syntheticTraffic({ ...options, load: backlog ? null : load }) : recordedTraffic(replay);
   const deadlinesMs = { ...DEFAULT_DEADLINES_MS, ...(deadlineMs === undefined ? {} : { [options.class]: deadlineMs }) };
   const result = simulate({ jobs, policy: POLICIES[policy], slots, swapMs: { student: swapMs, talker: swapMs }, deadlinesMs });
-  if (options.json) {
-    say(`${JSON.stringify({ policy, ...result })}\n`);
-    return 0;
-  }
-  const seconds = (ms: number) => (ms / 1000).toFixed(1);
-  const table = new Table({ head: ["waits, s", "jobs", "mean", "p50", "p95", "p99", "max"], style: { head: [], border: [] } });
-  for (const [name, waits] of Object.entries({ all: result, ...result.models, ...result.classes })) {
-    table.push([name, waits.jobs, ...[waits.meanWaitMs, waits.p50WaitMs, waits.p95WaitMs, waits.p99WaitMs, waits.maxWaitMs].map(seconds)]);
-  }
-  say(
-    `${policy}: ${result.swaps} swaps (${result.swapsPer100Jobs.toFixed(1)} per 100 jobs), GPU busy ${(100 * result.gpuBusyShare).toFixed(1)} %, ` +
-      `${result.jobsPerSecond.toFixed(3)} jobs/s, makespan ${seconds(result.makespanMs)} s (at least ${seconds(result.lowerBoundMs)} s)\n${table.toString()}\n`,
-  );
+  say(options.json ? `${JSON.stringify({ policy, ...result })}\n` : simulationReport(policy, result));
   return 0;
 }
 

@@ -36,7 +36,7 @@ export interface GpuWorkerOptions {
   redisUrl: string;
   createEngine: EngineFactory;
   log: Logger;
-  /** Told of everything that a supervisor shows: swaps, and another worker's taking of the lease. */
+  /** Called when another worker holds the GPU, or dispatching ended by an error: the caller stops this worker. */
   onLeaseLost: () => void;
 }
 

@@ -2,7 +2,7 @@ import { once } from "node:events";
 import http from "node:http";
 import type { AddressInfo } from "node:net";
 import { text } from "node:stream/consumers";
-import { UnrecoverableError, Worker } from "bullmq";
+import { UnrecoverableError } from "bullmq";
 import { pino } from "pino";
 import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
 import { createApp } from "../../api/app.ts";
@@ -11,9 +11,10 @@ import { type RunningApi, startApi } from "../../api/main.ts";
 import { cancelledAt, listenForCancels } from "../../queues/cancellation.ts";
 import { type Config, readConfig } from "../../queues/config.ts";
 import { type JobView, jobViewSchema, type StageResult } from "../../queues/contracts.ts";
-import { ENDING_PRIORITY, KEY_PREFIX, type Role } from "../../queues/names.ts";
+import { ENDING_PRIORITY, type Role } from "../../queues/names.ts";
 import { openQueues, type Queues } from "../../queues/open-queues.ts";
 import { type RedisFixture, startRedisFixture } from "../redis-fixture.ts";
+import { endingJobs, stageResult } from "../stand-in-worker.ts";
 
 let redis: RedisFixture;
 let api: RunningApi;
@@ -49,25 +50,9 @@ const accepted = async (body: object): Promise<string> => {
   return ((await response.json()) as { jobId: string }).jobId;
 };
 
-const result: StageResult = {
-  role: "student",
-  text: "so 1",
-  answer: "1",
-  truncated: false,
-  usage: { promptTokens: 1, completionTokens: 2 },
-  modelId: "m",
-  firstTokenAt: 1,
-};
+const result = stageResult("student");
 
-/** Ends the jobs of one queue as a GPU worker would, without a model, while `body` runs. */
-async function ending<T>(role: Role, processor: () => Promise<StageResult>, body: () => Promise<T>): Promise<T> {
-  const worker = new Worker(role, processor, { connection: redis.connect(), prefix: KEY_PREFIX });
-  try {
-    return await body();
-  } finally {
-    await worker.close();
-  }
-}
+const ending = <T>(role: Role, processor: () => Promise<StageResult>, body: () => Promise<T>) => endingJobs(redis, role, processor, body);
 
 const refuse = async (): Promise<StageResult> => {
   throw new UnrecoverableError("engine-refused: not this one");

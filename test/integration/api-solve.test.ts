@@ -1,12 +1,14 @@
-import { UnrecoverableError, Worker } from "bullmq";
+import { UnrecoverableError } from "bullmq";
 import { pino } from "pino";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { type RunningApi, startApi } from "../../api/main.ts";
 import { readConfig } from "../../queues/config.ts";
 import { type JobView, jobViewSchema, type StageResult } from "../../queues/contracts.ts";
-import { CLASS_PRIORITY, KEY_PREFIX, keys, type Role, studentStageId } from "../../queues/names.ts";
+import { CLASS_PRIORITY, keys, type Role, studentStageId } from "../../queues/names.ts";
 import { openQueues, type Queues } from "../../queues/open-queues.ts";
+import { expectProblem } from "../problem-document.ts";
 import { type RedisFixture, startRedisFixture } from "../redis-fixture.ts";
+import { endingJobs, stageResult } from "../stand-in-worker.ts";
 
 let redis: RedisFixture;
 let api: RunningApi;
@@ -38,33 +40,7 @@ const acceptedId = async (response: Response): Promise<string> => {
 const view = async (jobId: string, query = ""): Promise<JobView> =>
   jobViewSchema.parse(await (await fetch(`${api.url}/jobs/${jobId}${query}`)).json());
 
-async function refused(response: Response, status: number, code: string): Promise<{ detail: string }> {
-  const text = await response.text();
-  expect([response.status, response.headers.get("content-type")]).toEqual([status, "application/problem+json; charset=utf-8"]);
-  expect(JSON.parse(text)).toMatchObject({ status, code, title: expect.any(String), type: expect.stringContaining(code) });
-  expect(text).not.toMatch(/\n\s+at |node_modules|Error:/);
-  return JSON.parse(text);
-}
-
-const result = (role: Role): StageResult => ({
-  role,
-  text: `by the ${role}`,
-  answer: role === "student" ? "1" : null,
-  truncated: false,
-  usage: { promptTokens: 1, completionTokens: 2 },
-  modelId: "m",
-  firstTokenAt: 1,
-});
-
-/** Ends the jobs of one queue as a GPU worker would, without a model, while `body` runs. */
-async function ending<T>(role: Role, processor: () => Promise<StageResult>, body: () => Promise<T>): Promise<T> {
-  const worker = new Worker(role, processor, { connection: redis.connect(), prefix: KEY_PREFIX });
-  try {
-    return await body();
-  } finally {
-    await worker.close();
-  }
-}
+const ending = <T>(role: Role, processor: () => Promise<StageResult>, body: () => Promise<T>) => endingJobs(redis, role, processor, body);
 
 describe("what stands in the queues", () => {
   test.each([
@@ -96,10 +72,10 @@ describe("what stands in the queues", () => {
     expect([child?.priority, child?.parent?.id]).toEqual([CLASS_PRIORITY.interactive, jobId]);
     await ending(
       "student",
-      async () => result("student"),
+      async () => stageResult("student"),
       () => expect.poll(() => queues.talker.getJobState(jobId)).toBe("prioritized"),
     );
-    expect(Object.values(await parent!.getChildrenValues())).toEqual([result("student")]);
+    expect(Object.values(await parent!.getChildrenValues())).toEqual([stageResult("student")]);
   });
 
   test("a Talker that failed leaves the job completed: the solution stands, its stage says what was wrong", async () => {
@@ -109,7 +85,7 @@ describe("what stands in the queues", () => {
     };
     const seen = await ending(
       "student",
-      async () => result("student"),
+      async () => stageResult("student"),
       () => ending("talker", fail, () => view(jobId, "?wait=30")),
     );
     expect(seen).toMatchObject({
@@ -128,33 +104,33 @@ describe("what is refused", () => {
   const jsonType = { "content-type": "application/json" };
 
   test("10 MB are refused, told beforehand or in chunks", async () => {
-    await refused(await send(" ".repeat(10_000_000), jsonType), 413, "body-too-large");
+    await expectProblem(await send(" ".repeat(10_000_000), jsonType), 413, "body-too-large");
     const chunks = new ReadableStream({
       start(controller) {
         for (let sent = 0; sent < 10_000_000; sent += 100_000) controller.enqueue(new TextEncoder().encode(" ".repeat(100_000)));
         controller.close();
       },
     });
-    await refused(await send(chunks, jsonType), 413, "body-too-large");
+    await expectProblem(await send(chunks, jsonType), 413, "body-too-large");
   });
 
   test("every content type but JSON, none at all, and a compressed body", async () => {
     const body = '{"problem":"1"}';
-    expect((await refused(await send(body, { "content-type": "text/plain" }), 415, "unsupported-media-type")).detail).toContain(
+    expect((await expectProblem(await send(body, { "content-type": "text/plain" }), 415, "unsupported-media-type")).detail).toContain(
       "text/plain",
     );
-    expect((await refused(await send(undefined, {}), 415, "unsupported-media-type")).detail).toContain("none");
-    await refused(await send(body, { ...jsonType, "content-encoding": "gzip" }), 415, "unsupported-media-type");
+    expect((await expectProblem(await send(undefined, {}), 415, "unsupported-media-type")).detail).toContain("none");
+    await expectProblem(await send(body, { ...jsonType, "content-encoding": "gzip" }), 415, "unsupported-media-type");
     await acceptedId(await send(body, { "content-type": "application/json; charset=utf-8" }));
   });
 
   test.each(["[".repeat(100_000), '{"problem":"1"', '{"problem":"1"}x', "{'problem':1}", "null"])("malformed JSON: %.20s", async (body) => {
-    await refused(await send(body, jsonType), 400, "malformed-json");
+    await expectProblem(await send(body, jsonType), 400, "malformed-json");
   });
 
   test("a name that is no name of ours changes no object of the server", async () => {
     await post(JSON.parse('{"problem":"1","metadata":{"__proto__":{"polluted":"1"}}}'));
-    await refused(await send('{"problem":"1","__proto__":{"polluted":true}}', jsonType), 400, "invalid-request");
+    await expectProblem(await send('{"problem":"1","__proto__":{"polluted":true}}', jsonType), 400, "invalid-request");
     expect("polluted" in {}).toBe(false);
   });
 
@@ -168,7 +144,7 @@ describe("what is refused", () => {
   ])("%s %s is 405 and names the address and the methods it takes", async (method, address, allow) => {
     const response = await fetch(api.url + address, { method });
     expect(response.headers.get("allow")).toBe(allow);
-    const { detail } = await refused(response, 405, "method-not-allowed");
+    const { detail } = await expectProblem(response, 405, "method-not-allowed");
     expect(detail).toBe(`${address.split("?")[0]} takes ${allow}; got ${method}.`);
   });
 
@@ -177,7 +153,7 @@ describe("what is refused", () => {
     ["POST", "/jobs"],
     ["GET", "/../../etc/passwd"],
   ])("%s %s is 404", async (method, address) => {
-    await refused(await fetch(api.url + address, { method }), 404, "not-found");
+    await expectProblem(await fetch(api.url + address, { method }), 404, "not-found");
   });
 });
 
@@ -193,7 +169,7 @@ describe("Idempotency-Key", () => {
   });
 
   test("a refused request does not use the key up", async () => {
-    await refused(await post({ problem: 7 }, key), 400, "invalid-request");
+    await expectProblem(await post({ problem: 7 }, key), 400, "invalid-request");
     await acceptedId(await post({ problem: "7" }, key));
   });
 
@@ -201,7 +177,7 @@ describe("Idempotency-Key", () => {
     const jobId = await acceptedId(await post({ problem: "1" }, key));
     await ending(
       "student",
-      async () => result("student"),
+      async () => stageResult("student"),
       () => view(jobId, "?wait=30"),
     );
     expect(await (await post({ problem: "1" }, key)).json()).toMatchObject({ jobId, status: "completed" });

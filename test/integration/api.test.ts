@@ -1,4 +1,4 @@
-import { UnrecoverableError, Worker } from "bullmq";
+import { UnrecoverableError } from "bullmq";
 import { pino } from "pino";
 import { request } from "undici";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
@@ -8,7 +8,9 @@ import { jobViewSchema, type StageResult } from "../../queues/contracts.ts";
 import { CLASS_PRIORITY, ENDING_PRIORITY, KEY_PREFIX, keys, type Role, studentStageId } from "../../queues/names.ts";
 import { openQueues, type Queues } from "../../queues/open-queues.ts";
 import { publishStatus, removeStatus } from "../../queues/worker-status.ts";
+import { expectProblem } from "../problem-document.ts";
 import { type RedisFixture, startRedisFixture } from "../redis-fixture.ts";
+import { endingJobs, stageResult } from "../stand-in-worker.ts";
 
 let redis: RedisFixture;
 let api: RunningApi;
@@ -44,37 +46,7 @@ const accepted = async (body: unknown, headers = {}): Promise<string> => {
 };
 const view = async (jobId: string) => jobViewSchema.parse(await (await get(`/jobs/${jobId}`)).json());
 
-async function refused(response: Response, status: number, code: string): Promise<{ detail: string; errors?: { path: string }[] }> {
-  const text = await response.text();
-  expect([response.status, response.headers.get("content-type"), JSON.parse(text).code]).toEqual([
-    status,
-    "application/problem+json; charset=utf-8",
-    code,
-  ]);
-  expect(text).not.toMatch(/\n\s+at |node_modules|Error:/);
-  expect(response.headers.get("x-powered-by")).toBeNull();
-  return JSON.parse(text);
-}
-
-const result = (role: Role): StageResult => ({
-  role,
-  text: `by the ${role}`,
-  answer: role === "student" ? "1" : null,
-  truncated: false,
-  usage: { promptTokens: 1, completionTokens: 2 },
-  modelId: "m",
-  firstTokenAt: 1,
-});
-
-/** Ends the jobs of one queue as a GPU worker would, without a model. */
-async function ending<T>(role: Role, processor: () => Promise<StageResult>, body: () => Promise<T>): Promise<T> {
-  const worker = new Worker(role, processor, { connection: redis.connect(), prefix: KEY_PREFIX });
-  try {
-    return await body();
-  } finally {
-    await worker.close();
-  }
-}
+const ending = <T>(role: Role, processor: () => Promise<StageResult>, body: () => Promise<T>) => endingJobs(redis, role, processor, body);
 
 describe("POST /solve", () => {
   test("202, Location, and the job stands in its queue with everything it needs", async () => {
@@ -116,7 +88,7 @@ describe("POST /solve", () => {
     expect(await queues.talker.getJobState(jobId)).toBe("waiting-children");
     await ending(
       "student",
-      async () => result("student"),
+      async () => stageResult("student"),
       async () => {
         await expect.poll(() => queues.talker.getJobState(jobId)).toBe("prioritized");
       },
@@ -125,7 +97,7 @@ describe("POST /solve", () => {
     expect(await view(jobId)).toMatchObject({ status: "active", stages: [{ status: "completed" }, { status: "waiting" }], result: null });
     await ending(
       "talker",
-      async () => result("talker"),
+      async () => stageResult("talker"),
       async () => {
         expect((await (await get(`/jobs/${jobId}?wait=10`)).json()) as object).toMatchObject({
           status: "completed",
@@ -163,12 +135,12 @@ describe("POST /solve", () => {
       [`{"problem":"${"1".repeat(10_000_000)}"}`, 413, "body-too-large"],
     ].map(([body, status, code]) => ({ body: String(body), status: Number(status), code: String(code), start: String(body).slice(0, 60) })),
   )("$code: $start", async ({ body, status, code }) => {
-    await refused(await post(body), status, code);
+    await expectProblem(await post(body), status, code);
     expect(await queues.student.getJobCountByTypes("prioritized", "wait")).toBe(0);
   });
 
   test("names every wrong field with what was expected and what came", async () => {
-    const problem = await refused(
+    const problem = await expectProblem(
       await post({ problem: 7, priority: "urgent", sampling: { temperature: 9 }, extra: 1 }),
       400,
       "invalid-request",
@@ -178,8 +150,8 @@ describe("POST /solve", () => {
   });
 
   test("refuses another content type", async () => {
-    await refused(await post("problem=1", { "content-type": "application/x-www-form-urlencoded" }), 415, "unsupported-media-type");
-    await refused(await post("{}", { "content-type": "application/json; charset=latin1" }), 415, "unsupported-media-type");
+    await expectProblem(await post("problem=1", { "content-type": "application/x-www-form-urlencoded" }), 415, "unsupported-media-type");
+    await expectProblem(await post("{}", { "content-type": "application/json; charset=latin1" }), 415, "unsupported-media-type");
   });
 });
 
@@ -190,7 +162,7 @@ describe("Idempotency-Key", () => {
     const again = await post({ priority: "batch", explain: false, problem: "1" }, key);
     expect(again.headers.get("idempotent-replayed")).toBe("true");
     expect(await again.json()).toMatchObject({ jobId: first });
-    await refused(await post({ problem: "2" }, key), 409, "idempotency-conflict");
+    await expectProblem(await post({ problem: "2" }, key), 409, "idempotency-conflict");
     expect(await queues.student.getJobCountByTypes("prioritized")).toBe(1);
   });
 
@@ -213,7 +185,7 @@ describe("Idempotency-Key", () => {
     ["too long", "x".repeat(256)],
     ["with a space", "a b"],
   ])("refuses a key that is %s", async (_name, key) => {
-    await refused(await post({ problem: "1" }, { "idempotency-key": key }), 400, "invalid-request");
+    await expectProblem(await post({ problem: "1" }, { "idempotency-key": key }), 400, "invalid-request");
   });
 });
 
@@ -221,14 +193,14 @@ describe("GET and DELETE /jobs/:id", () => {
   test.each(["solve-00000000000000000000000000000000", "x", "..%2f..%2fetc", "%00", "solve-0%0d%0aX: 1"])(
     "an unknown id %j is 404",
     async (id) => {
-      await refused(await get(`/jobs/${id}`), 404, "unknown-job");
-      await refused(await get(`/jobs/${id}`, { method: "DELETE" }), 404, "unknown-job");
+      await expectProblem(await get(`/jobs/${id}`), 404, "unknown-job");
+      await expectProblem(await get(`/jobs/${id}`, { method: "DELETE" }), 404, "unknown-job");
     },
   );
 
   test.each(["-1", "61", "abc", "", "1e1", "0x1", "1&wait=2"])("refuses wait=%s", async (wait) => {
     const jobId = await accepted({ problem: "1" });
-    await refused(await get(`/jobs/${jobId}?wait=${wait}`), 400, "invalid-request");
+    await expectProblem(await get(`/jobs/${jobId}?wait=${wait}`), 400, "invalid-request");
   });
 
   test("a long poll answers when the job ends, and with the view of the moment when its time is up", async () => {
@@ -237,7 +209,7 @@ describe("GET and DELETE /jobs/:id", () => {
     const polled = get(`/jobs/${jobId}?wait=60`).then((response) => response.json());
     await ending(
       "student",
-      async () => result("student"),
+      async () => stageResult("student"),
       async () => {
         expect(await polled).toMatchObject({ status: "completed", result: { answer: "1" } });
       },
@@ -308,18 +280,18 @@ describe("GET and DELETE /jobs/:id", () => {
 });
 
 test("unknown addresses are 404, other methods 405 with Allow", async () => {
-  await refused(await get("/nothing"), 404, "not-found");
+  await expectProblem(await get("/nothing"), 404, "not-found");
   const response = await get("/solve");
   expect(response.headers.get("allow")).toBe("POST");
-  await refused(response, 405, "method-not-allowed");
-  await refused(await get("/healthz", { method: "POST" }), 405, "method-not-allowed");
-  await refused(await get("/jobs/%E0%A4%A"), 400, "invalid-request");
+  await expectProblem(response, 405, "method-not-allowed");
+  await expectProblem(await get("/healthz", { method: "POST" }), 405, "method-not-allowed");
+  await expectProblem(await get("/jobs/%E0%A4%A"), 400, "invalid-request");
   expect(await (await get("/healthz")).json()).toEqual({ status: "ok" });
 });
 
 test("a web page of another name or origin is refused", async () => {
-  await refused(await get("/healthz", { headers: { origin: "https://example.org" } }), 403, "forbidden-origin");
-  await refused(await get("/dashboards/queues", { headers: { origin: "http://127.0.0.1.example.org" } }), 403, "forbidden-origin");
+  await expectProblem(await get("/healthz", { headers: { origin: "https://example.org" } }), 403, "forbidden-origin");
+  await expectProblem(await get("/dashboards/queues", { headers: { origin: "http://127.0.0.1.example.org" } }), 403, "forbidden-origin");
   const { statusCode, body } = await request(`${api.url}/healthz`, { headers: { host: "rebound.example.org" } });
   expect([statusCode, ((await body.json()) as { code: string }).code]).toEqual([403, "forbidden-origin"]);
   expect((await get("/healthz", { headers: { origin: "http://localhost:5000" } })).status).toBe(200);
@@ -345,7 +317,7 @@ test("while Redis is gone nothing is accepted and the API says so; afterwards ev
     expect(healthy.status).toBe(200);
     expect(await ready.json()).toMatchObject({ ready: false, redis: false, reason: "redis-unavailable" });
     expect(posted.headers.get("retry-after")).toBe("1");
-    await refused(posted, 503, "redis-unavailable");
+    await expectProblem(posted, 503, "redis-unavailable");
   } finally {
     process.kill(redis.server.pid, "SIGCONT");
   }

@@ -1,0 +1,15 @@
+import Table from "cli-table3";
+import type { SimulationResult } from "./simulator.ts";
+
+/** A simulation for people: one line of totals and a table of waits, in seconds. */
+export function simulationReport(policy: string, result: SimulationResult): string {
+  const seconds = (ms: number) => (ms / 1000).toFixed(1);
+  const table = new Table({ head: ["waits, s", "jobs", "mean", "p50", "p95", "p99", "max"], style: { head: [], border: [] } });
+  for (const [name, waits] of Object.entries({ all: result, ...result.models, ...result.classes })) {
+    table.push([name, waits.jobs, ...[waits.meanWaitMs, waits.p50WaitMs, waits.p95WaitMs, waits.p99WaitMs, waits.maxWaitMs].map(seconds)]);
+  }
+  return (
+    `${policy}: ${result.swaps} swaps (${result.swapsPer100Jobs.toFixed(1)} per 100 jobs), GPU busy ${(100 * result.gpuBusyShare).toFixed(1)} %, ` +
+    `${result.jobsPerSecond.toFixed(3)} jobs/s, makespan ${seconds(result.makespanMs)} s (at least ${seconds(result.lowerBoundMs)} s)\n${table.toString()}\n`
+  );
+}
