@@ -135,7 +135,7 @@ test("a Student that completes does not end it", async () => {
     ),
   ).toMatchObject({
     status: "completed",
-    result: { solution: "so 1", explanation: "because" },
+    result: { solution: "by the student", explanation: "because" },
   });
 });
 
