@@ -2,7 +2,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
-import { Command, CommanderError, InvalidArgumentError } from "commander";
+import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { type Logger, pino } from "pino";
 import { startApi } from "./api/main.ts";
 import { createBoard } from "./dashboards/board.ts";
@@ -19,7 +19,7 @@ import { createEmbeddedEngine } from "./workers/engines/embedded.ts";
 import { DEFAULT_DEADLINES_MS, POLICIES } from "./workers/gpu/policy.ts";
 import { simulationReport } from "./workers/gpu/simulation-report.ts";
 import { simulate } from "./workers/gpu/simulator.ts";
-import { recordedTraffic, syntheticTraffic, type TrafficOptions } from "./workers/gpu/synthetic-traffic.ts";
+import { parseClassMix, recordedTraffic, syntheticTraffic, type TrafficOptions } from "./workers/gpu/synthetic-traffic.ts";
 import { startGpuWorker } from "./workers/main.ts";
 import { WorkerProcess } from "./workers/worker-process.ts";
 
@@ -107,8 +107,8 @@ async function runWorker(): Promise<number> {
       redisUrl,
       createEngine: () => createEmbeddedEngine({ dataDir: config.dataDir, hfToken: config.hfToken, log }),
       log,
-      onLeaseLost: () => {
-        log.fatal("another worker holds the GPU: stopping the model server and leaving; running jobs go back to their queue");
+      onFatal: (error) => {
+        log.fatal({ err: error }, "the dispatcher ended by an error of its own; running jobs go back to their queue");
         worker.stop(0).finally(() => process.exit(EXIT_FAILED));
       },
     });
@@ -299,21 +299,24 @@ async function runDoctor(options: { json?: boolean }): Promise<number> {
   return checks.every((check) => check.ok) ? 0 : EXIT_FAILED;
 }
 
-interface SimulateOptions extends Omit<TrafficOptions, "load"> {
+interface SimulateOptions extends Omit<TrafficOptions, "load" | "classes"> {
+  class: PriorityClass;
+  classes?: TrafficOptions["classes"];
   policy: keyof typeof POLICIES;
   load: number;
   backlog?: boolean;
   swapMs: number;
   deadlineMs?: number;
+  admission?: boolean;
   replay?: string;
   json?: boolean;
 }
 
 async function runSimulate(options: SimulateOptions): Promise<number> {
-  const { policy, slots, swapMs, deadlineMs, replay, backlog, load } = options;
-  const jobs = replay === undefined ? syntheticTraffic({ ...options, load: backlog ? null : load }) : recordedTraffic(replay);
+  const { policy, slots, swapMs, deadlineMs, admission, replay, backlog, load, classes = { [options.class]: 1 } } = options;
+  const jobs = replay === undefined ? syntheticTraffic({ ...options, classes, load: backlog ? null : load }) : recordedTraffic(replay);
   const deadlinesMs = { ...DEFAULT_DEADLINES_MS, ...(deadlineMs === undefined ? {} : { [options.class]: deadlineMs }) };
-  const result = simulate({ jobs, policy: POLICIES[policy], slots, swapMs: { student: swapMs, talker: swapMs }, deadlinesMs });
+  const result = simulate({ jobs, policy: POLICIES[policy], slots, swapMs: { student: swapMs, talker: swapMs }, deadlinesMs, admission });
   say(options.json ? `${JSON.stringify({ policy, ...result })}\n` : simulationReport(policy, result));
   return 0;
 }
@@ -340,6 +343,14 @@ function oneOf<T extends string>(choices: readonly T[]) {
     if (!choices.includes(text as T)) throw new InvalidArgumentError(`Expected one of ${choices.join(", ")}.`);
     return text as T;
   };
+}
+
+const CLASS_MIX_EXAMPLE = "interactive:0.2,normal:0.5,batch:0.3";
+
+function classMix(text: string): TrafficOptions["classes"] {
+  const mix = parseClassMix(text);
+  if (mix === null) throw new InvalidArgumentError(`Expected shares that add up to 1, like ${CLASS_MIX_EXAMPLE}.`);
+  return mix;
 }
 
 function cli(run: (action: () => Promise<number>) => Promise<void>): Command {
@@ -398,7 +409,13 @@ function cli(run: (action: () => Promise<number>) => Promise<void>): Command {
     .option("--backlog", "all jobs are there at time 0 (instead of --load)")
     .option("--burst <count>", "jobs that arrive together", wholeNumber(1, 100_000), 1)
     .option("--class <name>", `class of the jobs: ${PRIORITY_CLASSES.join(", ")}`, oneOf(PRIORITY_CLASSES), "normal")
+    .addOption(
+      new Option("--classes <mix>", `classes of the jobs, like ${CLASS_MIX_EXAMPLE} (instead of --class)`)
+        .argParser(classMix)
+        .conflicts(["class", "deadlineMs"]),
+    )
     .option("--deadline-ms <ms>", "that class's deadline (default: the class's)", number(0, 86_400_000))
+    .option("--admission", "turn away jobs whose estimated wait is beyond their deadline, as the API does")
     .option("--replay <file>", "the jobs of a telemetry file instead of synthetic ones")
     .option("--seed <number>", "of the random traffic", wholeNumber(0, 4_294_967_295), 1)
     .option("--json", "print one object")

@@ -1,6 +1,6 @@
 import { setTimeout as delay } from "node:timers/promises";
-import type { Redis } from "ioredis";
 import { listenForCancels } from "../queues/cancellation.ts";
+import type { Redis } from "../queues/connection.ts";
 import { clientJobId, KEY_PREFIX, ROLES } from "../queues/names.ts";
 
 const BLOCK_MS = 5000;

@@ -2,13 +2,13 @@ import { once } from "node:events";
 import http from "node:http";
 import type { AddressInfo } from "node:net";
 import type { Router } from "express";
-import type { Redis } from "ioredis";
 import type { Logger } from "pino";
 import type { Config } from "../queues/config.ts";
-import { openRedis, redisErrorLog, waitForRedis } from "../queues/connection.ts";
+import { openRedis, type Redis, redisErrorLog, waitForRedis } from "../queues/connection.ts";
 import { MathllmError } from "../queues/errors.ts";
 import { openQueues, type Queues } from "../queues/open-queues.ts";
 import { createApp } from "./app.ts";
+import { GpuEventFeed } from "./gpu-event-feed.ts";
 import { JobCompletions } from "./job-completions.ts";
 
 const REDIS_START_TIMEOUT_MS = 5000;
@@ -50,7 +50,8 @@ export async function startApi({ config, redisUrl, log, createBoard }: ApiOption
   }
   const queues = openQueues(redis, onError);
   const completions = new JobCompletions(() => connect("worker"), onError);
-  const server = http.createServer(createApp({ queues, config, completions, log, board: createBoard?.(queues) }));
+  const gpuEvents = new GpuEventFeed(connect("worker"), onError);
+  const server = http.createServer(createApp({ queues, config, completions, gpuEvents, log, board: createBoard?.(queues) }));
   // Without this a kept-alive connection whose long poll was just answered holds `close` up until its client drops it.
   server.on("request", (_request, response) =>
     response.on("close", () => {
@@ -61,6 +62,7 @@ export async function startApi({ config, redisUrl, log, createBoard }: ApiOption
     const closed = server.listening ? once(server, "close") : undefined;
     server.close();
     completions.close();
+    gpuEvents.close();
     const cut = setTimeout(() => server.closeAllConnections(), CLOSE_GRACE_MS);
     await closed;
     clearTimeout(cut);

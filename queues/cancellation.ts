@@ -1,4 +1,4 @@
-import type { Redis } from "ioredis";
+import type { Redis } from "./connection.ts";
 import { ENDING_PRIORITY, isExplainId, keys, roleOfJobId, studentStageId } from "./names.ts";
 import type { Queues } from "./open-queues.ts";
 
@@ -41,6 +41,8 @@ export async function cancelledAt(redis: Redis, jobId: string): Promise<number |
 
 /** Calls back for every cancel broadcast from now on. `subscriber` is a connection of its own, closed by the caller. */
 export async function listenForCancels(subscriber: Redis, onCancel: (jobId: string) => void): Promise<void> {
-  subscriber.on("message", (_channel: string, jobId: string) => onCancel(jobId));
+  subscriber.on("message", (channel: string, jobId: string) => {
+    if (channel === keys.cancelChannel) onCancel(jobId);
+  });
   await subscriber.subscribe(keys.cancelChannel);
 }

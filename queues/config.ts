@@ -10,9 +10,25 @@ import type { PriorityClass, Role } from "./names.ts";
 
 const port = (fallback: number) => z.coerce.number().int().min(0).max(65_535).default(fallback);
 const milliseconds = (fallback: number) => z.coerce.number().int().min(1).max(86_400_000).default(fallback);
+const bytes = z.coerce.number().int().min(1_048_576).max(1e15).optional();
+const depth = (fallback: number) => z.coerce.number().int().min(1).max(10_000_000).default(fallback);
 const flag = z
   .enum(["0", "1", "true", "false"], { error: "expected 0, 1, true or false" })
   .transform((value) => value === "1" || value === "true");
+
+/** The urls of REDIS_URL: several name nodes of a cluster. A comma may also stand in a password. */
+export function splitRedisUrls(text: string): string[] {
+  return text.split(/\s*,\s*(?=rediss?:\/\/)/);
+}
+
+function areRedisUrls(text: string): boolean {
+  const texts = splitRedisUrls(text);
+  if (!texts.every((each) => /^rediss?:\/\//.test(each) && URL.canParse(each))) return false;
+  const urls = texts.map((each) => new URL(each));
+  // `redis://one,two` is a url too, of a host with a comma in its name.
+  if (urls.some((url) => url.hostname.includes(","))) return false;
+  return urls.length === 1 || urls.every((url) => url.protocol === urls[0]!.protocol && /^\/?$/.test(url.pathname));
+}
 
 const shippedModel = (file: string) => path.join(import.meta.dirname, "..", "models", file);
 
@@ -23,6 +39,7 @@ function profileShape<R extends string>(prefix: R, defaults: { model: string; po
     [`${prefix}_PORT`]: port(defaults.port),
     [`${prefix}_MAX_MODEL_LEN`]: z.coerce.number().int().min(64).max(1_048_576).default(4096),
     [`${prefix}_MAX_NUM_SEQS`]: z.coerce.number().int().min(1).max(256).default(defaults.maxNumSeqs),
+    [`${prefix}_KV_CACHE_BITS`]: z.enum(["16", "8"], { error: "expected 16 or 8" }).default("16"),
     [`${prefix}_MAX_TOKENS`]: z.coerce.number().int().min(1).max(131_072).default(1024),
     [`${prefix}_SPECULATIVE_ENABLED`]: flag.default(false),
     [`${prefix}_DRAFT_MODEL`]: defaults.draft === undefined ? z.string().optional() : z.string().default(defaults.draft),
@@ -34,7 +51,10 @@ function profileShape<R extends string>(prefix: R, defaults: { model: string; po
 export const environmentShape: Record<string, z.ZodType> = {
   REDIS_URL: z
     .string()
-    .regex(/^rediss?:\/\//, "expected redis://host:port or rediss://host:port")
+    .refine(
+      areRedisUrls,
+      "expected redis://host:port or rediss://host:port; for a cluster several of one kind with commas between, without a database number",
+    )
     .optional(),
   REDIS_APPENDFSYNC: z.enum(["always", "everysec"]).default("always"),
   REDIS_SERVER_BIN: z.string().optional(),
@@ -53,7 +73,15 @@ export const environmentShape: Record<string, z.ZodType> = {
   NORMAL_DEADLINE_MS: milliseconds(300_000),
   BATCH_DEADLINE_MS: milliseconds(3_600_000),
   LEASE_TTL_MS: milliseconds(15_000),
+  INTERACTIVE_MAX_DEPTH: depth(10_000),
+  NORMAL_MAX_DEPTH: depth(50_000),
+  BATCH_MAX_DEPTH: depth(200_000),
   ENGINE_START_TIMEOUT_MS: milliseconds(300_000),
+  ENGINE_HEALTH_TIMEOUT_MS: milliseconds(15_000),
+  ENGINE_RAM_CAP_BYTES: bytes,
+  ENGINE_VRAM_CAP_BYTES: bytes,
+  IDLE_UNLOAD_SECONDS: z.coerce.number().int().min(0).max(31_536_000).default(600),
+  VRAM_WATERMARK: z.coerce.number().min(0.1).max(1).default(0.98),
   SHUTDOWN_GRACE_MS: milliseconds(30_000),
   JOB_TIMEOUT_MS: milliseconds(300_000),
   JOB_ATTEMPTS: z.coerce.number().int().min(1).max(100).default(3),
@@ -73,6 +101,7 @@ export interface ModelProfile {
   port: number;
   maxModelLen: number;
   maxNumSeqs: number;
+  kvCacheBits: 16 | 8;
   /** The most tokens one answer may have. */
   maxTokens: number;
   speculative: { enabled: boolean; draftModel?: string };
@@ -83,7 +112,7 @@ export interface ModelProfile {
 }
 
 export interface Config {
-  /** undefined: a private embedded Redis under `dataDir`. */
+  /** undefined: a private embedded Redis under `dataDir`. Several with commas: nodes of a cluster. */
   redisUrl?: string;
   redisAppendfsync: "always" | "everysec";
   redisServerBin?: string;
@@ -98,8 +127,19 @@ export interface Config {
   gpuPolicy: "ge" | "exhaustive" | "fifo";
   /** How long a job of each class may wait before its model is swapped in; held only as far as swaps don't eat the GPU's time. */
   deadlinesMs: Record<PriorityClass, number>;
+  /** The most jobs of each class that may wait in one queue. */
+  maxDepths: Record<PriorityClass, number>;
   leaseTtlMs: number;
   engineStartTimeoutMs: number;
+  /** A model server that has not answered its health check for so long is killed. */
+  engineHealthTimeoutMs: number;
+  /** The embedded engine refuses a model whose estimate is above. */
+  engineRamCapBytes?: number;
+  engineVramCapBytes?: number;
+  /** After so long without work the model is unloaded; 0: never. */
+  idleUnloadSeconds: number;
+  /** Share of the VRAM in use above which only one job runs at a time. */
+  vramWatermark: number;
   shutdownGraceMs: number;
   jobTimeoutMs: number;
   jobAttempts: number;
@@ -133,6 +173,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     maxModelLen: e[`${p}_MAX_MODEL_LEN`],
     // The embedded engine drafts for one request at a time.
     maxNumSeqs: e[`${p}_SPECULATIVE_ENABLED`] ? 1 : e[`${p}_MAX_NUM_SEQS`],
+    kvCacheBits: e[`${p}_KV_CACHE_BITS`] === "8" ? 8 : 16,
     maxTokens: e[`${p}_MAX_TOKENS`],
     speculative: { enabled: e[`${p}_SPECULATIVE_ENABLED`], draftModel: e[`${p}_DRAFT_MODEL`] },
     ngl: e[`${p}_NGL`],
@@ -151,8 +192,14 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     gpuId: e.GPU_ID,
     gpuPolicy: e.GPU_POLICY,
     deadlinesMs: { interactive: e.INTERACTIVE_DEADLINE_MS, normal: e.NORMAL_DEADLINE_MS, batch: e.BATCH_DEADLINE_MS },
+    maxDepths: { interactive: e.INTERACTIVE_MAX_DEPTH, normal: e.NORMAL_MAX_DEPTH, batch: e.BATCH_MAX_DEPTH },
     leaseTtlMs: e.LEASE_TTL_MS,
     engineStartTimeoutMs: e.ENGINE_START_TIMEOUT_MS,
+    engineHealthTimeoutMs: e.ENGINE_HEALTH_TIMEOUT_MS,
+    engineRamCapBytes: e.ENGINE_RAM_CAP_BYTES,
+    engineVramCapBytes: e.ENGINE_VRAM_CAP_BYTES,
+    idleUnloadSeconds: e.IDLE_UNLOAD_SECONDS,
+    vramWatermark: e.VRAM_WATERMARK,
     shutdownGraceMs: e.SHUTDOWN_GRACE_MS,
     jobTimeoutMs: e.JOB_TIMEOUT_MS,
     jobAttempts: e.JOB_ATTEMPTS,

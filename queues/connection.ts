@@ -1,6 +1,12 @@
-import { Redis, type RedisOptions } from "ioredis";
+import { setTimeout as delay } from "node:timers/promises";
+import { Cluster, Redis as SingleRedis } from "ioredis";
 import type { Logger } from "pino";
+import { splitRedisUrls } from "./config.ts";
 import { MathllmError } from "./errors.ts";
+import { KEY_PREFIX } from "./names.ts";
+
+/** A connection to Redis, be it one server or a cluster. */
+export type Redis = SingleRedis | Cluster;
 
 /**
  * Two profiles: a producer fails fast, so that a client hears 503 at once instead of hanging; a worker waits for Redis to
@@ -9,51 +15,105 @@ import { MathllmError } from "./errors.ts";
 export type ConnectionProfile = "producer" | "worker";
 
 const RECONNECT_CAP_MS = 1000;
+const SLOTS_REFRESH_MS = 5000;
+/** How often a producer's command is sent on to another node of a cluster, or again after 100 ms when a node is gone. */
+const PRODUCER_REDIRECTIONS = 6;
 
-export function connectionOptions(profile: ConnectionProfile): RedisOptions {
-  const retryStrategy = (attempt: number) => Math.min(50 * attempt, RECONNECT_CAP_MS);
-  return profile === "producer"
-    ? { enableOfflineQueue: false, maxRetriesPerRequest: 1, connectTimeout: 2000, commandTimeout: 5000, retryStrategy }
-    : { enableOfflineQueue: true, maxRetriesPerRequest: null, connectTimeout: 5000, retryStrategy };
+const PROFILES = {
+  producer: { enableOfflineQueue: false, maxRetriesPerRequest: 1, connectTimeout: 2000, commandTimeout: 5000 },
+  worker: { enableOfflineQueue: true, maxRetriesPerRequest: null, connectTimeout: 5000 },
+} as const;
+
+const retryStrategy = (attempt: number) => Math.min(50 * attempt, RECONNECT_CAP_MS);
+
+/**
+ * A connection in the making: to one server, or to the cluster whose nodes' urls stand with commas between. Errors are handed to
+ * `onError`: an unheard 'error' event would end the process.
+ */
+export function openRedis(url: string, profile: ConnectionProfile, onError: (error: Error) => void): Redis {
+  const urls = splitRedisUrls(url);
+  const redis = urls.length === 1 ? new SingleRedis(url, { ...PROFILES[profile], retryStrategy }) : openCluster(urls, profile);
+  redis.on("error", onError);
+  redis.on("node error", onError);
+  return redis;
 }
 
-/** A connection in the making. Errors are handed to `onError`: an unheard 'error' event would end the process. */
-export function openRedis(url: string, profile: ConnectionProfile, onError: (error: Error) => void): Redis {
-  const redis = new Redis(url, connectionOptions(profile));
-  redis.on("error", onError);
-  return redis;
+/** Every node is entered with the first url's credentials: of those that the cluster tells about only the address is known. */
+function openCluster(urls: string[], profile: ConnectionProfile): Cluster {
+  const { enableOfflineQueue, ...nodeOptions } = PROFILES[profile];
+  const nodes = urls.map((url) => new SingleRedis(url, { lazyConnect: true }).options);
+  const { username, password, tls } = nodes[0]!;
+  const cluster = new Cluster(
+    nodes.map(({ host, port }) => ({ host, port })),
+    {
+      enableOfflineQueue,
+      clusterRetryStrategy: retryStrategy,
+      maxRedirections: profile === "producer" ? PRODUCER_REDIRECTIONS : Number.POSITIVE_INFINITY,
+      // Otherwise a node that hangs is never left, though another may have its slots by then.
+      slotsRefreshInterval: SLOTS_REFRESH_MS,
+      slotsRefreshTimeout: nodeOptions.connectTimeout,
+      // Names are kept: certificates are made out to them, and a name that no longer resolves must spoil only its own node.
+      dnsLookup: (address, callback) => callback(null, address),
+      redisOptions: { ...nodeOptions, username, password, tls },
+    },
+  );
+  clusterAddresses.set(cluster, nodes.map(({ host, port }) => `${host}:${port}`).join(", "));
+  return cluster;
+}
+
+const clusterAddresses = new WeakMap<Cluster, string>();
+
+/** Host and port as they stand in REDIS_URL, without the password; of a cluster all that do. */
+export function addressOf(redis: Redis): string {
+  return redis instanceof SingleRedis ? `${redis.options.host}:${redis.options.port}` : (clusterAddresses.get(redis) ?? "a cluster");
 }
 
 /** Resolves when Redis answers; throws `redis-unavailable` with host and port, without the password, after `timeoutMs`. */
 export async function waitForRedis(redis: Redis, timeoutMs: number): Promise<void> {
-  if (redis.status === "ready") return;
-  const { host, port } = redis.options;
   let lastError = "no answer";
-  const remember = (error: Error) => {
-    lastError = error.message || String(error);
+  const remember = (error: Error & { lastNodeError?: Error | null }) => {
+    lastError = error.lastNodeError?.message || error.message || String(error);
+  };
+  const onConnect = () => {
+    if (redis instanceof Cluster) lastError = "its nodes answer, but not all slots are served (see CLUSTER INFO on one of them)";
   };
   redis.on("error", remember);
+  redis.on("connect", onConnect);
+  const giveUp = new AbortController();
   try {
-    await new Promise<void>((resolve, reject) => {
-      const timer = setTimeout(() => reject(new Error(lastError)), timeoutMs);
-      const settle = (then: () => void) => () => {
-        clearTimeout(timer);
-        then();
-      };
-      redis.once("ready", settle(resolve));
-      redis.once(
-        "end",
-        settle(() => reject(new Error("the connection was closed"))),
-      );
-    });
-  } catch {
-    throw new MathllmError(
-      "redis-unavailable",
-      `Expected a Redis server at ${host}:${port}; ${lastError}. Start it, correct REDIS_URL, or leave REDIS_URL unset to use the embedded one.`,
-    );
+    await Promise.race([
+      ready(redis).then(() => redis.exists(KEY_PREFIX)),
+      delay(timeoutMs, undefined, { signal: giveUp.signal }).then(() => Promise.reject(new Error(lastError))),
+    ]);
+  } catch (error) {
+    const { message } = error as Error;
+    const reason = message.startsWith("MOVED")
+      ? "it is one node of a cluster, and the queues lie on another; name several nodes in REDIS_URL with commas between, or this one twice"
+      : `${message}. Start it, correct REDIS_URL, or leave REDIS_URL unset to use the embedded one`;
+    throw new MathllmError("redis-unavailable", `Expected a Redis server at ${addressOf(redis)}; ${reason}.`);
   } finally {
+    giveUp.abort();
     redis.off("error", remember);
+    redis.off("connect", onConnect);
   }
+}
+
+async function ready(redis: Redis): Promise<void> {
+  if (redis.status === "ready") return;
+  await new Promise<void>((resolve, reject) => {
+    redis.once("ready", () => resolve());
+    redis.once("end", () => reject(new Error("the connection was closed")));
+  });
+}
+
+/** Whether Redis answers now. In a cluster the one node that holds our keys may be gone while the connection counts as ready. */
+export async function answers(redis: Redis, withinMs: number): Promise<boolean> {
+  if (redis.status !== "ready") return false;
+  const asked = redis.exists(KEY_PREFIX).then(
+    () => true,
+    () => false,
+  );
+  return Promise.race([asked, delay(withinMs, false)]);
 }
 
 const ERROR_LOG_MS = 10_000;

@@ -53,9 +53,14 @@ export const jobDataSchema = z.object({
   priority: z.enum(PRIORITY_CLASSES),
   acceptedAt: z.number(),
   deadlineAt: z.number().optional(),
+  /** How long the job was expected to wait when it was accepted, milliseconds; absent when nothing had been measured. */
+  estimatedWaitMs: z.number().optional(),
+  /** How often the model server died by itself while it ran this job. From `ALONE_AFTER_CRASHES` on the job runs alone. */
+  crashes: z.number().optional(),
   metadata: z.record(z.string(), z.string()).optional(),
 });
 export type JobData = z.infer<typeof jobDataSchema>;
+export const ALONE_AFTER_CRASHES = 2;
 
 export const usageSchema = z.object({ promptTokens: z.number(), completionTokens: z.number() });
 export type Usage = z.infer<typeof usageSchema>;
@@ -133,12 +138,40 @@ export const jobViewSchema = z.object({
 export type JobView = z.infer<typeof jobViewSchema>;
 
 /** The answer to an accepted `POST /solve`. */
-export const acceptedSchema = z.object({ jobId: z.string(), status: z.enum(JOB_STATUSES), links: z.object({ self: z.string() }) });
+export const acceptedSchema = z.object({
+  jobId: z.string(),
+  status: z.enum(JOB_STATUSES),
+  /** Milliseconds until a model begins with it, as expected now; null while nothing has been measured. */
+  estimatedStartMs: z.number().nullable(),
+  links: z.object({ self: z.string() }),
+});
 export type Accepted = z.infer<typeof acceptedSchema>;
+
+export const SERVER_STATES = ["stopped", "starting", "warming", "ready", "draining", "stopping", "failed"] as const;
+export type ServerState = (typeof SERVER_STATES)[number];
+
+/** How a model's server is run: as configured, or smaller after it ran out of memory. */
+const capacitySchema = z.object({
+  maxNumSeqs: z.number(),
+  maxModelLen: z.number(),
+  kvCacheBits: z.union([z.literal(16), z.literal(8)]),
+});
+export type Capacity = z.infer<typeof capacitySchema>;
 
 const modelStatusSchema = z.object({
   model: z.string(),
-  maxNumSeqs: z.number(),
+  /** What it runs with. */
+  capacity: capacitySchema,
+  /** Out-of-memory answers so far, oldest first; empty when it runs as configured. */
+  ladder: z.array(z.object({ at: z.number(), step: z.string(), reason: z.string() })),
+  circuit: z.object({
+    /** `open`: it is not loaded before `until`; `half-open`: the next load or job decides. */
+    state: z.enum(["closed", "half-open", "open"]),
+    failures: z.number(),
+    until: z.number().nullable(),
+  }),
+  /** λ̂: acceptances a millisecond, an exponential average with a half-life of five minutes. */
+  arrivalsPerMs: z.number(),
   /** Mean time of a job on the model, an exponential average over about the last 20 jobs; null before the first. */
   serviceMs: z.number().nullable(),
   /** From the last pick of the other model to ready, likewise averaged; null before the first load. */
@@ -149,6 +182,8 @@ const modelStatusSchema = z.object({
   error: z.string().nullable(),
 });
 
+const decisionSchema = z.object({ at: z.number(), action: z.string(), reason: z.string() });
+
 /** A worker's heartbeat, renewed every second. Older than `WORKER_STALE_MS` means dead. */
 export const workerStatusSchema = z.object({
   workerId: z.string(),
@@ -158,12 +193,31 @@ export const workerStatusSchema = z.object({
   beatAt: z.number(),
   startedAt: z.number(),
   phase: z.enum(["standby", "idle", "serving", "draining", "loading", "stopping"]),
+  /** Why it stands by or takes nothing, where there is more to say than the phase. */
+  waitsFor: z.string().nullable(),
+  /** The number of its lease; 0 before the first. */
+  fence: z.number(),
+  /** An operator's drain: it takes no jobs until it is resumed. */
+  drained: z.boolean(),
   residentModel: z.enum(ROLES).nullable(),
   residentSince: z.number().nullable(),
+  /** The model being loaded. */
+  loadingModel: z.enum(ROLES).nullable(),
+  server: z.object({ state: z.enum(SERVER_STATES), pid: z.number().nullable(), since: z.number(), lastError: z.string().nullable() }),
   running: z.number(),
   swaps: z.number(),
   policy: z.string(),
-  lastDecision: z.object({ action: z.string(), reason: z.string(), at: z.number() }).nullable(),
+  lastDecision: decisionSchema.nullable(),
+  /** The latest, newest first. */
+  decisions: z.array(decisionSchema),
+  lastSwap: z
+    .object({ at: z.number(), from: z.enum(ROLES).nullable(), to: z.enum(ROLES), totalMs: z.number(), overheadMs: z.number() })
+    .nullable(),
+  /** D of each class as it is held: raised where swaps alone take too long. */
+  deadlinesMs: z.record(z.enum(PRIORITY_CLASSES), z.number()),
+  /** Expected against actual waits of the jobs picked here; an exponential average over about the last 50. */
+  waitEstimate: z.object({ jobs: z.number(), meanAbsErrorMs: z.number().nullable(), meanErrorMs: z.number().nullable() }),
+  vram: z.object({ usedBytes: z.number(), totalBytes: z.number() }).nullable(),
   models: z.object({ student: modelStatusSchema, talker: modelStatusSchema }),
 });
 export type WorkerStatus = z.infer<typeof workerStatusSchema>;

@@ -3,9 +3,9 @@ import { cancelledAt } from "./cancellation.ts";
 import type { JobData, JobError, JobStatus, JobView, StageResult, WorkerStatus } from "./contracts.ts";
 import { jobDataSchema, stageProgressSchema } from "./contracts.ts";
 import { ERRORS, type ErrorCode, parseFailedReason } from "./errors.ts";
+import { expectedWaitMs } from "./expected-wait.ts";
 import { isExplainId, type Role, roleOfJobId, studentStageId } from "./names.ts";
 import type { MathsQueue, Queues } from "./open-queues.ts";
-import { estimateStartMs } from "./start-estimate.ts";
 import { liveWorkers } from "./worker-status.ts";
 
 /** One stage as it stands in BullMQ. */
@@ -48,10 +48,14 @@ export async function loadJobView(queues: Queues, jobId: string, now = Date.now(
   const stages = child === undefined ? [own] : [child, own];
   const waiting = stages.find((stage) => stage.state === "waiting" || stage.state === "prioritized");
   const position = waiting && (await positionOf(queues, waiting.role, waiting.role === role ? jobId : studentStageId(jobId)));
-  const estimatedStartMs = waiting && typeof position === "number" ? await estimateStartMs(queues, waiting.role, position, workers) : null;
+  const data = jobDataSchema.parse(job.data);
+  const estimatedStartMs =
+    waiting && typeof position === "number" && workers.length > 0
+      ? expectedWaitMs(waiting.role, data.priority, position, await queues.readBacklog(now), workers, now)
+      : null;
   return toJobView({
     jobId,
-    data: jobDataSchema.parse(job.data),
+    data,
     stages,
     cancelledAt: cancelled,
     position: position ?? null,

@@ -15,6 +15,8 @@ export type PriorityClass = (typeof PRIORITY_CLASSES)[number];
  * `ENDING_PRIORITY` is for jobs that only have to be ended (cancelled, too late, their Student failed): no model is needed.
  */
 export const ENDING_PRIORITY = 1;
+/** For the next job out of turn: one whose class has waited too long, one that has to run alone. */
+export const NEXT_PRIORITY = 2;
 export const CLASS_PRIORITY: Record<PriorityClass, number> = { interactive: 10, normal: 100, batch: 1000 };
 
 /** A job's kind stands at the front of its id, so that an id alone tells which queue holds it. */
@@ -58,4 +60,9 @@ export const keys = {
   lease: (gpuId: string) => `${KEY_PREFIX}:gpu:${gpuId}:lease`,
   leaseHolder: (gpuId: string) => `${KEY_PREFIX}:gpu:${gpuId}:holder`,
   leaseFence: (gpuId: string) => `${KEY_PREFIX}:gpu:${gpuId}:fence`,
+  gpuControl: (gpuId: string) => `${KEY_PREFIX}:gpu:${gpuId}:control`,
+  gpuLadder: (gpuId: string) => `${KEY_PREFIX}:gpu:${gpuId}:ladder`,
+  gpuControlChannel: `${KEY_PREFIX}:gpu-control`,
+  gpuEvents: `${KEY_PREFIX}:gpu-events`,
+  loadClaim: (role: Role) => `${KEY_PREFIX}:load-claim:${role}`,
 };

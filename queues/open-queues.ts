@@ -1,5 +1,6 @@
 import { FlowProducer, Queue } from "bullmq";
-import type { Redis } from "ioredis";
+import { type Backlog, backlogReader } from "./backlog.ts";
+import type { Redis } from "./connection.ts";
 import type { JobData, StageResult } from "./contracts.ts";
 import { KEY_PREFIX, ROLES, type Role } from "./names.ts";
 
@@ -11,6 +12,8 @@ export interface Queues {
   student: MathsQueue;
   talker: MathsQueue;
   flows: FlowProducer;
+  /** What stands in both queues, in one look. */
+  readBacklog: (now: number) => Promise<Backlog>;
   close(): Promise<void>;
 }
 
@@ -28,6 +31,7 @@ export function openQueues(redis: Redis, onError: (error: Error) => void): Queue
     student,
     talker,
     flows,
+    readBacklog: backlogReader(redis),
     close: async () => {
       await Promise.all([student.close(), talker.close(), flows.close()]);
     },

@@ -1,4 +1,4 @@
-import type { Redis } from "ioredis";
+import type { Redis } from "./connection.ts";
 import { WORKER_STALE_MS, type WorkerStatus, workerStatusSchema } from "./contracts.ts";
 import { keys } from "./names.ts";
 

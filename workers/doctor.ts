@@ -2,7 +2,7 @@ import { constants } from "node:fs";
 import { access, mkdir } from "node:fs/promises";
 import net from "node:net";
 import type { Config } from "../queues/config.ts";
-import { openRedis, waitForRedis } from "../queues/connection.ts";
+import { addressOf, openRedis, waitForRedis } from "../queues/connection.ts";
 import { ROLES, type Role } from "../queues/names.ts";
 import { findRedisBinary } from "../queues/redis-binary.ts";
 import { createEmbeddedEngine } from "./engines/embedded.ts";
@@ -52,7 +52,7 @@ async function checkRedis(config: Config): Promise<string> {
   const redis = openRedis(config.redisUrl, "producer", () => {});
   try {
     await waitForRedis(redis, REDIS_TIMEOUT_MS);
-    return `${redis.options.host}:${redis.options.port} answers`;
+    return `${addressOf(redis)} answers`;
   } finally {
     redis.disconnect();
   }

@@ -1,34 +1,53 @@
-import { execFile } from "node:child_process";
-import { createHash, randomUUID } from "node:crypto";
-import { promisify } from "node:util";
-import type { Redis } from "ioredis";
+import { randomUUID } from "node:crypto";
+import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "pino";
 import { listenForCancels, moveToEnding } from "../queues/cancellation.ts";
 import type { Config } from "../queues/config.ts";
-import { openRedis, redisErrorLog, waitForRedis } from "../queues/connection.ts";
+import { answers, openRedis, type Redis, redisErrorLog, waitForRedis } from "../queues/connection.ts";
 import type { StageResult, WorkerStatus } from "../queues/contracts.ts";
 import { MathllmError } from "../queues/errors.ts";
-import { clientJobId, isExplainId, keys, ROLES, type Role, roleOfJobId, studentStageId } from "../queues/names.ts";
+import { commandDone, type GpuControl, readGpuControl } from "../queues/gpu-control.ts";
+import { addGpuEvent, type GpuEventKind } from "../queues/gpu-events.ts";
+import {
+  CLASS_PRIORITY,
+  clientJobId,
+  isExplainId,
+  keys,
+  NEXT_PRIORITY,
+  type PriorityClass,
+  ROLES,
+  type Role,
+  roleOfJobId,
+  studentStageId,
+} from "../queues/names.ts";
 import { openQueues } from "../queues/open-queues.ts";
-import { hostBoot, isAlive, type ProcessIdentity } from "../queues/process-identity.ts";
-import { pruneStatuses, publishStatus, removeStatus } from "../queues/worker-status.ts";
+import { liveWorkers, pruneStatuses, publishStatus, removeStatus } from "../queues/worker-status.ts";
 import type { EngineFactory } from "./engines/engine.ts";
-import { backlogReader } from "./gpu/backlog.ts";
 import { Dispatcher } from "./gpu/dispatcher.ts";
+import { gpuIdOf } from "./gpu/gpu-identity.ts";
+import { IdleLevel, readVram, type VramUse, VramWatermark } from "./gpu/gpu-memory.ts";
+import { Guardrails } from "./gpu/guardrails.ts";
+import type { HostLock } from "./gpu/host-lock.ts";
 import { Lease } from "./gpu/lease.ts";
 import { ManualWorker, type StageJob } from "./gpu/manual-worker.ts";
 import { ModelSlot } from "./gpu/model-slot.ts";
+import { readIntoPageCache } from "./gpu/page-cache.ts";
+import { claimLoad, peersOf } from "./gpu/peers.ts";
 import { POLICIES } from "./gpu/policy.ts";
-import { Telemetry } from "./gpu/telemetry.ts";
+import { takeGpu } from "./gpu/succession.ts";
+import { Telemetry, type TelemetryKind } from "./gpu/telemetry.ts";
 import { residentMemoryBytes, TelemetrySampler } from "./gpu/telemetry-sampler.ts";
 import { TrafficMeter } from "./gpu/traffic-meter.ts";
 import { WakeSignal } from "./gpu/wake-signal.ts";
+import { WorkerReport } from "./gpu/worker-report.ts";
 import { HandBack, stageProcessor } from "./solve/stage.ts";
 import { studentStage } from "./solve/student.ts";
 import { talkerStage } from "./solve/talker.ts";
 
 const HEARTBEAT_MS = 1000;
 const REDIS_START_TIMEOUT_MS = 30_000;
+const REDIS_ANSWER_TIMEOUT_MS = 1000;
+const SUCCESSION_RETRY_MS = 1000;
 const MAX_EXPIRED_AT_ONCE = 100;
 
 export interface GpuWorkerOptions {
@@ -36,8 +55,8 @@ export interface GpuWorkerOptions {
   redisUrl: string;
   createEngine: EngineFactory;
   log: Logger;
-  /** Called when another worker holds the GPU, or dispatching ended by an error: the caller stops this worker. */
-  onLeaseLost: () => void;
+  /** Called when dispatching ended by an error of ours: the caller stops this worker. */
+  onFatal: (error: Error) => void;
 }
 
 export interface GpuWorker {
@@ -47,21 +66,11 @@ export interface GpuWorker {
   stop(graceMs: number): Promise<void>;
 }
 
-/** The GPU's UUID; without one, a name made of the data directory, so that separate systems on a CPU don't exclude each other. */
-export async function gpuIdOf(config: Config): Promise<string> {
-  if (config.gpuId !== undefined) return config.gpuId;
-  try {
-    const { stdout } = await promisify(execFile)("nvidia-smi", ["--query-gpu=uuid", "--format=csv,noheader"], { timeout: 10_000 });
-    const uuid = stdout.split("\n")[0]?.trim();
-    if (uuid) return uuid;
-  } catch {
-    // No NVIDIA driver: the models run on the CPU.
-  }
-  return `cpu-${createHash("sha256").update(config.dataDir).digest("hex").slice(0, 16)}`;
-}
-
-/** Starts the worker of one GPU: waits for the lease, then dispatches until `stop`. Throws when Redis is not there. */
-export async function startGpuWorker({ config, redisUrl, createEngine, log, onLeaseLost }: GpuWorkerOptions): Promise<GpuWorker> {
+/**
+ * Starts the worker of one GPU: stands by until it holds the lease, dispatches, and stands by again whenever another has taken the
+ * lease, until `stop`. Throws when Redis is not there.
+ */
+export async function startGpuWorker({ config, redisUrl, createEngine, log, onFatal }: GpuWorkerOptions): Promise<GpuWorker> {
   const onError = redisErrorLog(log);
   const connections: Redis[] = [];
   const connect = () => {
@@ -78,35 +87,77 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onLe
   }
   const workerId = randomUUID();
   const gpuId = await gpuIdOf(config);
+  let vram: VramUse | null = await readVram(gpuId);
+  const onGpu = vram !== null;
+  let control: GpuControl = await readGpuControl(redis, gpuId);
+  let peers = peersOf(gpuId, await liveWorkers(redis));
+  let dispatcher: Dispatcher | null = null;
   const queues = openQueues(redis, onError);
   const telemetry = new Telemetry(config.telemetryLog, log);
-  const lease = new Lease(redis, gpuId, config.leaseTtlMs);
-  const maxNumSeqs = { student: config.profiles.student.maxNumSeqs, talker: config.profiles.talker.maxNumSeqs };
-  const meter = new TrafficMeter(maxNumSeqs);
-  const startedAt = Date.now();
+  const lease = new Lease(redis, gpuId, workerId, config.leaseTtlMs);
   const stopped = new AbortController();
-  let swaps = 0;
-  let standby = true;
 
+  /** Telemetry keeps it, `/gpu/events` tells it. */
+  const tell = (kind: GpuEventKind, record: object) => {
+    if (kind !== "server" && kind !== "control") telemetry.write(kind satisfies TelemetryKind, { gpuId, ...record });
+    if (redis.status === "ready") addGpuEvent(redis, kind, { ts: Date.now(), gpuId, ...record }).catch(onError);
+  };
+  const guardrails = new Guardrails({ redis, gpuId, profiles: config.profiles, onAction: tell, log });
+  await guardrails.restore();
+  const watermark = new VramWatermark(config.vramWatermark, (action, reason) => tell("guardrail", { action, reason }));
+  const meter = new TrafficMeter({
+    get student() {
+      return guardrails.capacity("student").maxNumSeqs;
+    },
+    get talker() {
+      return guardrails.capacity("talker").maxNumSeqs;
+    },
+  });
   const slot = new ModelSlot({
-    profiles: config.profiles,
+    profileOf: (role) => guardrails.profile(role),
     createEngine,
     startTimeoutMs: config.engineStartTimeoutMs,
+    healthTimeoutMs: config.engineHealthTimeoutMs,
     stopGraceMs: config.shutdownGraceMs,
     recordModelServer: (identity) => lease.recordModelServer(identity),
-    onCrash: () => dispatcher.wake(),
+    idleLevel: new IdleLevel(gpuId, onGpu),
+    onState: (state) => {
+      tell("server", { state, role: slot.resident?.role ?? slot.loading });
+      void beat();
+    },
+    onDeath: async (role, death) => {
+      await guardrails.died(role, death, Date.now());
+      dispatcher?.wake();
+    },
     log,
   });
+  const report = new WorkerReport({
+    workerId,
+    gpuId,
+    config,
+    lease,
+    slot,
+    guardrails,
+    meter,
+    dispatcher: () => dispatcher,
+    drained: () => control.drained,
+    vram: () => vram,
+  });
+  const beat = () => publishStatus(redis, report.status()).catch(onError);
+
   const makeWorker = (role: Role): ManualWorker => {
     const worker = new ManualWorker(
       role,
+      workerId,
       stageProcessor(role === "student" ? studentStage : talkerStage, {
         redis,
         resident: () => slot.resident,
+        deathOf: (resident) => slot.deathOf(resident),
         maxTokens: config.profiles[role].maxTokens,
         jobTimeoutMs: config.jobTimeoutMs,
         retentionSeconds: config.jobRetentionSeconds,
         endParent: (jobId) => moveToEnding(queues, jobId),
+        onPoison: (jobId, reason) => tell("guardrail", { action: "job-set-aside", role, jobId, reason }),
         onError,
       }),
       redis,
@@ -118,7 +169,10 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onLe
     worker.on("lockRenewalFailed", (jobIds: string[]) => {
       for (const jobId of jobIds) worker.cancelJob(jobId, new HandBack("the lock was lost") as unknown as string);
     });
-    worker.on("completed", (job, result) => recordJob(job, "completed", result));
+    worker.on("completed", (job, result) => {
+      guardrails.jobDone(role);
+      recordJob(job, "completed", result);
+    });
     worker.on("failed", (job, error) => {
       if (job !== undefined) recordJob(job, job.finishedOn === undefined ? "retrying" : "failed", null, error.message);
     });
@@ -135,6 +189,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onLe
       pickedAt: job.processedOn ?? null,
       firstTokenAt: result?.firstTokenAt ?? null,
       doneAt: job.finishedOn ?? null,
+      estimatedWaitMs: job.data.estimatedWaitMs ?? null,
       cached: false,
       retries: Math.max(job.attemptsStarted - 1, 0),
       promptTokens: result?.usage.promptTokens ?? null,
@@ -144,109 +199,157 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onLe
   };
   const workers = { student: makeWorker("student"), talker: makeWorker("talker") };
 
-  const dispatcher = new Dispatcher({
-    workers,
-    slot,
-    policy: POLICIES[config.gpuPolicy],
-    deadlinesMs: config.deadlinesMs,
-    meter,
-    maxNumSeqs,
-    readBacklog: backlogReader(redis),
-    mayTake: () => lease.certain,
-    expireJobs: async (now) => {
-      const due = await redis.zrangebyscore(keys.deadlines, "-inf", now, "LIMIT", 0, MAX_EXPIRED_AT_ONCE);
-      for (const jobId of due) {
-        await moveToEnding(queues, jobId);
-        await redis.zrem(keys.deadlines, jobId);
-      }
-    },
-    onSwap: (record) => {
-      if (record.from !== null) swaps++;
-      telemetry.write("swap", { ...record });
-      log.info(record, "swapped");
-      void beat();
-    },
-    onBlocked: () => void beat(),
-    log,
-  });
+  const bringForward = async (role: Role, name: PriorityClass) => {
+    const key = queues[role].toKey("prioritized");
+    const low = CLASS_PRIORITY[name] * 2 ** 32;
+    const [jobId] = await redis.zrangebyscore(key, low, `(${low + 2 ** 32}`, "LIMIT", 0, 1);
+    const job = jobId === undefined ? undefined : await queues[role].getJob(jobId);
+    await job?.changePriority({ priority: NEXT_PRIORITY });
+  };
+  const newDispatcher = () =>
+    new Dispatcher({
+      workers,
+      slot,
+      guardrails,
+      policy: POLICIES[config.gpuPolicy],
+      deadlinesMs: config.deadlinesMs,
+      meter,
+      idleUnloadMs: config.idleUnloadSeconds * 1000,
+      readBacklog: queues.readBacklog,
+      mayTake: () => lease.certain,
+      pressure: () => watermark.reason,
+      control: () => control,
+      controlDone: async (command) => {
+        control = { ...control, [command]: command === "swapTo" ? null : false };
+        await commandDone(redis, gpuId, command);
+        tell("control", { done: command });
+      },
+      peers: () => peers,
+      claimLoad: (role) => claimLoad(redis, gpuId, role),
+      expireJobs: async (now) => {
+        const due = await redis.zrangebyscore(keys.deadlines, "-inf", now, "LIMIT", 0, MAX_EXPIRED_AT_ONCE);
+        for (const jobId of due) {
+          await moveToEnding(queues, jobId);
+          await redis.zrem(keys.deadlines, jobId);
+        }
+      },
+      bringForward,
+      prefetch: async (role, signal) => {
+        const profile = guardrails.profile(role);
+        await readIntoPageCache(await createEngine(profile).weightFiles(profile), signal);
+      },
+      onPick: (role, job) => report.picked(role, job, Date.now()),
+      onDecision: (decision) => {
+        report.decided(decision, Date.now());
+        tell("decision", decision);
+      },
+      onSwap: (record) => {
+        report.swapped(record, Date.now());
+        tell("swap", record);
+        log.info(record, "swapped");
+        void beat();
+      },
+      log,
+    });
 
-  const modelStatus = (role: Role) => ({
-    model: config.profiles[role].model,
-    maxNumSeqs: config.profiles[role].maxNumSeqs,
-    serviceMs: meter.serviceMs(role),
-    swapMs: meter.swapMs(role),
-    contextTokens: slot.resident?.role === role ? slot.resident.model.contextTokens : null,
-    digest: slot.resident?.role === role ? slot.resident.model.digest : null,
-    error: dispatcher.blockedReason(role),
-  });
-  const status = (): WorkerStatus => ({
-    workerId,
-    gpuId,
-    host: hostBoot(),
-    pid: process.pid,
-    beatAt: Date.now(),
-    startedAt,
-    phase: standby ? "standby" : dispatcher.phase,
-    residentModel: slot.resident?.role ?? null,
-    residentSince: slot.resident?.since ?? null,
-    running: dispatcher.running,
-    swaps,
-    policy: config.gpuPolicy,
-    lastDecision: dispatcher.lastDecision,
-    models: { student: modelStatus("student"), talker: modelStatus("talker") },
-  });
-  const beat = () => publishStatus(redis, status()).catch(onError);
+  const refresh = async () => {
+    control = await readGpuControl(redis, gpuId);
+    dispatcher?.wake();
+  };
+  const heartbeat = setInterval(async () => {
+    try {
+      if (onGpu) vram = await readVram(gpuId);
+      watermark.see(vram);
+      await beat();
+      peers = peersOf(gpuId, await liveWorkers(redis));
+      await refresh();
+    } catch (error) {
+      onError(error as Error);
+    }
+  }, HEARTBEAT_MS);
   const sampler = new TelemetrySampler(telemetry, () => ({
     residentModel: slot.resident?.role ?? null,
     engine: slot.resident?.engine ?? null,
-    depths: Object.fromEntries(ROLES.map((role) => [role, dispatcher.backlog?.[role].depth ?? null])),
-    running: dispatcher.running,
+    depths: Object.fromEntries(ROLES.map((role) => [role, dispatcher?.backlog?.[role].depth ?? null])),
+    running: dispatcher?.running ?? 0,
     rssBytes: residentMemoryBytes(process.pid),
     modelServerRssBytes: slot.resident === null ? null : residentMemoryBytes(slot.resident.pid),
   }));
-
-  const heartbeat = setInterval(beat, HEARTBEAT_MS);
   await pruneStatuses(redis);
   await beat();
-  await listenForCancels(connect(), (jobId) => cancelRunning(workers, jobId));
-  const wakeSignal = new WakeSignal(connect(), () => dispatcher.wake(), onError);
+  const subscriber = connect();
+  await listenForCancels(subscriber, (jobId) => cancelRunning(workers, jobId));
+  subscriber.on("message", (channel: string) => {
+    if (channel === keys.gpuControlChannel) refresh().catch(onError);
+  });
+  await subscriber.subscribe(keys.gpuControlChannel);
+  const wakeSignal = new WakeSignal(connect(), () => dispatcher?.wake(), onError);
 
-  const dispatching = (async () => {
-    const leftBehind = await lease.acquire(stopped.signal, onLeaseLost);
-    if (leftBehind !== null) await killLeftBehind(leftBehind, log);
-    standby = false;
+  const standBy = (reason: string | null) => {
+    if (report.standbyReason === reason) return;
+    report.standbyReason = reason;
+    void beat();
+  };
+  let lock: HostLock | undefined;
+  let watching = false;
+  /** One turn of holding the GPU, from waiting for it to having lost it, or to `stop`. */
+  const holdGpu = async () => {
+    const lost = new AbortController();
+    const ended = AbortSignal.any([stopped.signal, lost.signal]);
+    lock = await takeGpu({ lease, gpuId, queues, redis, signal: ended, onLost: () => lost.abort(), onWaiting: standBy, log });
     log.info({ gpuId, fence: lease.fence }, "holds the GPU");
-    await Promise.all(Object.values(workers).map((worker) => worker.watchLocks()));
-    wakeSignal.start();
-    sampler.start();
-    await dispatcher.run();
-  })().catch((error) => {
-    if (!stopped.signal.aborted) throw error;
-  });
-  dispatching.catch((error) => {
-    log.fatal({ err: error }, "the dispatcher ended");
-    onLeaseLost();
-  });
+    await guardrails.restore();
+    if (!watching) {
+      watching = true;
+      await Promise.all(Object.values(workers).map((worker) => worker.watchLocks()));
+      wakeSignal.start();
+      sampler.start();
+    }
+    dispatcher = newDispatcher();
+    dispatcher.run().catch(onFatal);
+    if (!ended.aborted) await new Promise((resolve) => ended.addEventListener("abort", resolve, { once: true }));
+    if (stopped.signal.aborted) return;
+    log.error("another worker holds the GPU: stopping the model server; running jobs go back to their queue");
+    report.standbyReason = "another worker has taken the GPU";
+    await dispatcher.stop(0);
+    dispatcher = null;
+    await lock.release();
+  };
+  const holding = (async () => {
+    while (!stopped.signal.aborted) {
+      try {
+        await holdGpu();
+      } catch (error) {
+        if (stopped.signal.aborted) return;
+        if (!(error instanceof MathllmError)) log.warn({ err: error }, "the GPU could not be taken");
+        standBy((error as Error).message);
+        await delay(SUCCESSION_RETRY_MS, undefined, { signal: stopped.signal }).catch(() => {});
+      }
+    }
+  })();
 
   /** While Redis is away every command waits for it: cut off, they fail and the stop goes on. What was running is found stalled later. */
-  const cutOff = () => {
-    if (redis.status !== "ready") for (const connection of connections) connection.disconnect();
+  const cutOff = async () => {
+    if (await answers(redis, REDIS_ANSWER_TIMEOUT_MS)) return;
+    for (const connection of connections) connection.disconnect();
   };
   const stop = async (graceMs: number) => {
+    report.stopping = true;
     stopped.abort();
     sampler.stop();
-    const cut = setTimeout(cutOff, graceMs);
-    await dispatcher.stop(graceMs);
-    await dispatching.catch(() => {});
+    const cut = setTimeout(() => void cutOff(), graceMs);
+    await holding.catch(() => {});
+    await dispatcher?.stop(graceMs);
     clearTimeout(cut);
     clearInterval(heartbeat);
     await wakeSignal.close();
     await Promise.all(Object.values(workers).map((worker) => worker.close(true)));
     await telemetry.close();
-    if (redis.status === "ready") {
+    if (await answers(redis, REDIS_ANSWER_TIMEOUT_MS)) {
       await lease.release();
       await removeStatus(redis, workerId);
     }
+    await lock?.release();
     await queues.close();
     for (const connection of connections) connection.disconnect();
   };
@@ -254,11 +357,11 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onLe
 
   return {
     workerId,
-    status,
+    status: () => report.status(),
     stop: (graceMs) => {
       if (stopping !== undefined) {
-        dispatcher.hurry();
-        cutOff();
+        dispatcher?.hurry();
+        void cutOff();
       }
       stopping ??= stop(graceMs);
       return stopping;
@@ -272,17 +375,4 @@ function cancelRunning(workers: Record<Role, ManualWorker>, jobId: string): void
   if (isExplainId(jobId)) workers.student.cancelJob(studentStageId(jobId), reason);
   const role = roleOfJobId(jobId);
   if (role !== undefined) workers[role].cancelJob(jobId, reason);
-}
-
-/** A model server whose worker died: it may still hold the memory, so it must be gone before anything is loaded. */
-async function killLeftBehind(identity: ProcessIdentity, log: Logger): Promise<void> {
-  if (!isAlive(identity)) return;
-  log.warn({ pid: identity.pid }, "stopping the model server that the last worker left behind");
-  process.kill(identity.pid, "SIGKILL");
-  const giveUpAt = Date.now() + 10_000;
-  while (isAlive(identity)) {
-    if (Date.now() > giveUpAt)
-      throw new MathllmError("engine-failed", `Process ${identity.pid} still holds the model's memory; stop it by hand.`);
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
 }

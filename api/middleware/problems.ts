@@ -1,6 +1,6 @@
 import type { ErrorRequestHandler, RequestHandler, Response } from "express";
-import type { Redis } from "ioredis";
 import type { Logger } from "pino";
+import type { Redis } from "../../queues/connection.ts";
 import { MathllmError, problemOf } from "../../queues/errors.ts";
 
 /** Every error leaves as a problem document (RFC 9457); what is not of our table is logged and says nothing of its inside. */
@@ -12,7 +12,8 @@ export function problemHandler(redis: Redis, log: Logger): ErrorRequestHandler {
     }
     const known = knownError(error, redis);
     if (known.code === "internal-error") log.error({ err: error, method: request.method, path: request.path }, "unexpected error");
-    if (known.code === "redis-unavailable") response.set("Retry-After", "1");
+    const { retryAfterSeconds = known.code === "redis-unavailable" ? 1 : undefined } = known.extra;
+    if (retryAfterSeconds !== undefined) response.set("Retry-After", String(retryAfterSeconds));
     sendProblem(response, known);
   };
 }
@@ -51,7 +52,7 @@ function knownError(error: unknown, redis: Redis): MathllmError {
   const lost =
     name === "MaxRetriesPerRequestError" ||
     /^(ECONN|EPIPE|ETIMEDOUT)/.test(code ?? "") ||
-    /Connection is closed|isn't writeable|timed out/.test(message ?? "");
+    /Connection is closed|isn't writeable|timed out|CLUSTERDOWN|Too many Cluster redirections|Cluster isn't ready/.test(message ?? "");
   if (lost || redis.status !== "ready")
     return new MathllmError(
       "redis-unavailable",

@@ -49,7 +49,7 @@ async function system(appendfsync: "always" | "everysec", engine: "fake" | "real
   gpu.serviceMs = () => 0;
   const createEngine = engine === "real" ? () => createEmbeddedEngine({ dataDir: folder }) : gpu.create;
   const worker =
-    engine === "none" ? undefined : await startGpuWorker({ config, redisUrl: redis.url, createEngine, log, onLeaseLost: () => {} });
+    engine === "none" ? undefined : await startGpuWorker({ config, redisUrl: redis.url, createEngine, log, onFatal: () => {} });
   const stop = async () => {
     await worker?.stop(5000);
     await api.close();

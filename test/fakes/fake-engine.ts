@@ -16,6 +16,8 @@ export class FakeGpu {
   answer: (prompt: string) => string = () => "It is 1.\n\\boxed{1}";
   /** Set to make the next loads fail. */
   loadError: Error | null = null;
+  /** What the health check of every server says. */
+  healthy = true;
   readonly engines: FakeEngine[] = [];
 
   create = (profile: ModelProfile): Engine => {
@@ -66,6 +68,14 @@ export class FakeEngine implements Engine {
   /** As if the process had died. */
   crash(): void {
     this.#end({ code: null, signal: "SIGKILL", lastLines: ["died"] });
+  }
+
+  async health(): Promise<void> {
+    if (!this.#gpu.healthy) throw new Error("no answer");
+  }
+
+  async weightFiles(): Promise<string[]> {
+    return [];
   }
 
   async footprint(): Promise<Footprint> {

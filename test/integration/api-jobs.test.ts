@@ -6,6 +6,7 @@ import { UnrecoverableError } from "bullmq";
 import { pino } from "pino";
 import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
 import { createApp } from "../../api/app.ts";
+import { GpuEventFeed } from "../../api/gpu-event-feed.ts";
 import { JobCompletions } from "../../api/job-completions.ts";
 import { type RunningApi, startApi } from "../../api/main.ts";
 import { cancelledAt, listenForCancels } from "../../queues/cancellation.ts";
@@ -144,7 +145,9 @@ test("a client that leaves frees its long poll", async () => {
     () => redis.connect(),
     () => {},
   );
-  const server = http.createServer(createApp({ queues, config, completions, log })).listen(0, "127.0.0.1");
+  const server = http
+    .createServer(createApp({ queues, config, completions, gpuEvents: new GpuEventFeed(redis.connect(), () => {}), log }))
+    .listen(0, "127.0.0.1");
   await once(server, "listening");
   try {
     const jobId = await accepted({ problem: "1" });

@@ -129,14 +129,14 @@ describe("a flow that is added twice (two requests with one key at once)", () =>
     ["done", async () => 1, "completed", "completed"],
     ["failed", refuse, "failed", "failed"],
   ])("changes nothing once its Student is %s", async (outcome, processor, studentState, talkerState) => {
-    const { jobId } = await submit(queues, config(), request, `flow-${outcome}`);
+    const { jobId } = await submit(queues, config(), request, { idempotencyKey: `flow-${outcome}` });
     await runUntil("student", processor, studentStageId(jobId), studentState);
     const before = [studentState, "prioritized", CLASS_PRIORITY.batch];
     expect(await states(jobId)).toEqual(before);
-    expect((await submit(blind(), config(), request, `flow-${outcome}`)).jobId).toBe(jobId);
+    expect((await submit(blind(), config(), request, { idempotencyKey: `flow-${outcome}` })).jobId).toBe(jobId);
     expect(await states(jobId)).toEqual(before);
     await runUntil("talker", async () => 1, jobId, talkerState);
-    await submit(blind(), config(), request, `flow-${outcome}`);
+    await submit(blind(), config(), request, { idempotencyKey: `flow-${outcome}` });
     expect(await states(jobId)).toEqual([studentState, talkerState, CLASS_PRIORITY.batch]);
   });
 });

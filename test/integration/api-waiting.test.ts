@@ -3,6 +3,7 @@ import type { Redis } from "ioredis";
 import { pino } from "pino";
 import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
 import { createApp } from "../../api/app.ts";
+import { GpuEventFeed } from "../../api/gpu-event-feed.ts";
 import { JobCompletions } from "../../api/job-completions.ts";
 import { type RunningApi, startApi } from "../../api/main.ts";
 import { readConfig } from "../../queues/config.ts";
@@ -56,7 +57,10 @@ async function withCompletions(body: (completions: JobCompletions) => Promise<vo
 /** An app that can be looked into: how many jobs are waited for. */
 async function withApp(body: (base: string, completions: JobCompletions) => Promise<void>): Promise<void> {
   await withCompletions(async (completions) => {
-    const server = createApp({ queues, config: config(), completions, log }).listen(0, "127.0.0.1");
+    const server = createApp({ queues, config: config(), completions, gpuEvents: new GpuEventFeed(redis.connect(), () => {}), log }).listen(
+      0,
+      "127.0.0.1",
+    );
     await new Promise((resolve) => server.once("listening", resolve));
     try {
       await body(`http://127.0.0.1:${(server.address() as { port: number }).port}`, completions);

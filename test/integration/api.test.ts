@@ -11,6 +11,7 @@ import { publishStatus, removeStatus } from "../../queues/worker-status.ts";
 import { expectProblem } from "../problem-document.ts";
 import { type RedisFixture, startRedisFixture } from "../redis-fixture.ts";
 import { endingJobs, stageResult } from "../stand-in-worker.ts";
+import { modelStatus, workerStatus } from "../worker-status.ts";
 
 let redis: RedisFixture;
 let api: RunningApi;
@@ -60,7 +61,7 @@ describe("POST /solve", () => {
     });
     const body = (await response.json()) as { jobId: string };
     expect(response.status).toBe(202);
-    expect(body).toEqual({ jobId: body.jobId, status: "waiting", links: { self: `/jobs/${body.jobId}` } });
+    expect(body).toEqual({ jobId: body.jobId, status: "waiting", estimatedStartMs: null, links: { self: `/jobs/${body.jobId}` } });
     expect(response.headers.get("location")).toBe(`/jobs/${body.jobId}`);
     const job = (await queues.student.getJob(body.jobId))!;
     expect(job.opts.priority).toBe(CLASS_PRIORITY.interactive);
@@ -243,34 +244,18 @@ describe("GET and DELETE /jobs/:id", () => {
   });
 
   test("position and estimate follow what the worker measured", async () => {
-    const model = { model: "m", maxNumSeqs: 2, serviceMs: 100, swapMs: 500, contextTokens: 512, digest: "d", error: null };
-    const status = {
-      workerId: "w",
-      gpuId: "g",
-      host: "h",
-      pid: 1,
-      beatAt: Date.now(),
-      startedAt: 1,
-      phase: "serving" as const,
-      residentModel: "student" as const,
-      residentSince: 1,
-      running: 2,
-      swaps: 0,
-      policy: "exhaustive",
-      lastDecision: null,
-      models: { student: model, talker: { ...model, error: "no such file" } },
-    };
+    const status = workerStatus({ models: { student: modelStatus, talker: { ...modelStatus, error: "no such file" } } });
     const ids = await Promise.all(Array.from({ length: 5 }, () => accepted({ problem: "1" })));
     expect((await get("/readyz")).status).toBe(503);
     await publishStatus(queues.redis, status);
     expect([await (await get("/readyz")).json()]).toMatchObject([{ ready: true, workers: 1, residentModel: "student", reason: null }]);
     const views = (await Promise.all(ids.map(view))).sort((a, b) => a.position! - b.position!);
     expect(views.map(({ position, estimatedStartMs }) => [position, estimatedStartMs])).toEqual([
-      [0, 100],
+      [0, 50],
       [1, 100],
-      [2, 200],
+      [2, 150],
       [3, 200],
-      [4, 300],
+      [4, 250],
     ]);
     expect((await view(await accepted({ problem: "1", model: "talker" }))).reason).toBe("model-unavailable: no such file");
     await publishStatus(queues.redis, { ...status, beatAt: Date.now() - 60_000 });

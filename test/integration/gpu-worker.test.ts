@@ -52,7 +52,7 @@ async function startWorker(given = config): Promise<GpuWorker> {
     redisUrl: redis.url,
     createEngine: gpu.create,
     log: pino({ level: process.env.TEST_LOG ?? "silent" }),
-    onLeaseLost: () => gpu.violations.push("the lease was lost"),
+    onFatal: (error) => gpu.violations.push(error.message),
   });
   workers.push(worker);
   return worker;

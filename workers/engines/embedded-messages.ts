@@ -9,6 +9,10 @@ export interface EmbeddedProfile {
   port: number;
   maxModelLen: number;
   maxNumSeqs: number;
+  kvCacheBits: 16 | 8;
+  /** Estimates above are refused. */
+  ramCapBytes?: number;
+  vramCapBytes?: number;
   ngl?: number;
   threads?: number;
 }

@@ -8,8 +8,17 @@ import { MathllmError } from "../../queues/errors.ts";
 import { startTicksOf } from "../../queues/process-identity.ts";
 import { ChatClient } from "./chat-client.ts";
 import type { EmbeddedProfile, FromChild, ToChild } from "./embedded-messages.ts";
-import type { Endpoint, Engine, EngineExit, EngineMetrics, Footprint, ReadyModel } from "./engine.ts";
+import {
+  type Endpoint,
+  type Engine,
+  type EngineExit,
+  type EngineMetrics,
+  type Footprint,
+  PARENT_VARIABLE,
+  type ReadyModel,
+} from "./engine.ts";
 import { type ModelFile, resolveModelFile } from "./model-file.ts";
+import { tellsOfOutOfMemory } from "./out-of-memory.ts";
 
 const KEPT_LINES = 40;
 const LISTEN_TIMEOUT_MS = 60_000;
@@ -19,6 +28,9 @@ const DRAFTING_THREADS = 4;
 export interface EmbeddedEngineOptions {
   dataDir: string;
   hfToken?: string;
+  /** What the library's estimate of a load may come to at most, bytes. */
+  ramCapBytes?: number;
+  vramCapBytes?: number;
   log?: Logger;
 }
 
@@ -62,6 +74,9 @@ class EmbeddedEngine implements Engine {
       maxModelLen: profile.maxModelLen,
       // The library's drafting stands still when several sequences draft at once.
       maxNumSeqs: draft === undefined ? profile.maxNumSeqs : 1,
+      kvCacheBits: profile.kvCacheBits,
+      ramCapBytes: this.#options.ramCapBytes,
+      vramCapBytes: this.#options.vramCapBytes,
       ngl: profile.ngl,
       threads: profile.threads,
     };
@@ -96,6 +111,16 @@ class EmbeddedEngine implements Engine {
     const timer = setTimeout(() => child.kill("SIGKILL"), graceMs);
     await this.exited;
     clearTimeout(timer);
+  }
+
+  async health(timeoutMs: number): Promise<void> {
+    const response = await fetch(`${this.#baseUrl}/health`, { signal: AbortSignal.timeout(timeoutMs) });
+    await response.arrayBuffer();
+    if (!response.ok) throw new MathllmError("engine-failed", `The model server's health check answered ${response.status}.`);
+  }
+
+  async weightFiles(profile: ModelProfile): Promise<string[]> {
+    return [(await this.#resolve(profile.model)).path];
   }
 
   async footprint(profile: ModelProfile): Promise<Footprint> {
@@ -152,7 +177,13 @@ class EmbeddedEngine implements Engine {
     const child = spawn(process.execPath, [path.join(import.meta.dirname, "embedded-server.ts")], {
       stdio: ["ignore", "pipe", "pipe", "ipc"],
       detached: true,
-      env: { ...process.env, HF_TOKEN: undefined, REDIS_URL: undefined, UV_THREADPOOL_SIZE: String(poolThreads) },
+      env: {
+        ...process.env,
+        HF_TOKEN: undefined,
+        REDIS_URL: undefined,
+        UV_THREADPOOL_SIZE: String(poolThreads),
+        [PARENT_VARIABLE]: `${process.pid}:${startTicksOf(process.pid)}`,
+      },
     });
     this.#child = child;
     for (const stream of [child.stdout!, child.stderr!]) {
@@ -189,7 +220,10 @@ class EmbeddedEngine implements Engine {
         timer = setTimeout(() => reject(this.#late(type, timeoutMs)), timeoutMs);
         this.exited.then(({ code, signal }) =>
           reject(
-            new MathllmError("engine-failed", `The model server ended while starting (code ${code}, signal ${signal}). ${this.#tail()}`),
+            new MathllmError(
+              tellsOfOutOfMemory(this.#lastLines.join("\n")) ? "out-of-memory" : "engine-failed",
+              `The model server ended while starting (code ${code}, signal ${signal}). ${this.#tail()}`,
+            ),
           ),
         );
       });

@@ -1,5 +1,8 @@
 import type { ModelProfile } from "../../queues/config.ts";
 
+/** A model server is started with this in its environment: its parent's `pid:startTicks`. So one that outlives its parent is known for what it is. */
+export const PARENT_VARIABLE = "MATHLLM_PARENT";
+
 /** A running model server: a process with a port that speaks the OpenAI chat API. */
 export interface Endpoint {
   /** `http://127.0.0.1:8009`, without `/v1`. */
@@ -50,10 +53,17 @@ export interface EngineExit {
 export interface Engine {
   /** Spawns the server; resolves when its process exists. Throws `model-missing`, `model-invalid`, `port-in-use`. */
   start(profile: ModelProfile): Promise<Endpoint>;
-  /** Resolves when the server has loaded the model and has generated one token. Throws `engine-failed` with the last lines when it exits or `timeoutMs` passes. */
+  /**
+   * Resolves when the server has loaded the model and has generated one token. Throws
+   * `engine-failed` with the last lines when it exits or `timeoutMs` passes, `out-of-memory` when that is why.
+   */
   ready(timeoutMs: number): Promise<ReadyModel>;
   /** Resolves only when the process is gone and its memory with it; kills it after `graceMs`. Safe to call twice and before `ready`. */
   stop(graceMs: number): Promise<void>;
+  /** Resolves when the running server answers its health check; rejects after `timeoutMs`. */
+  health(timeoutMs: number): Promise<void>;
+  /** The files that a load of the profile reads, if they are on this machine: paths. */
+  weightFiles(profile: ModelProfile): Promise<string[]>;
   /** Bytes the profile would need, read from the model's own file, before anything is loaded. */
   footprint(profile: ModelProfile): Promise<Footprint>;
   metrics(): Promise<EngineMetrics>;

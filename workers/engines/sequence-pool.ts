@@ -13,6 +13,7 @@ import {
 import { MathllmError } from "../../queues/errors.ts";
 import { type CompletionRequest, RequestError } from "./completion-request.ts";
 import type { EmbeddedProfile } from "./embedded-messages.ts";
+import { tellsOfOutOfMemory } from "./out-of-memory.ts";
 
 /** Below this many parameters more than one thread only spins at barriers: a hundred times slower on busy cores. */
 const SINGLE_THREAD_PARAMETERS = 10_000_000;
@@ -61,9 +62,11 @@ export class SequencePool {
   /** Loads model, draft and contexts. Throws `model-invalid` with the reason. */
   static async load(profile: EmbeddedProfile): Promise<SequencePool> {
     const llama = await getLlama({ build: "never", logLevel: "error" as never, ...(profile.ngl === 0 ? { gpu: false as const } : {}) });
+    if (profile.ramCapBytes !== undefined) await llama.setRamCap(profile.ramCapBytes);
+    if (profile.vramCapBytes !== undefined) await llama.setVramCap(profile.vramCapBytes);
     const load = (modelPath: string) =>
       llama.loadModel({ modelPath, gpuLayers: profile.ngl }).catch((error: Error) => {
-        throw new MathllmError("model-invalid", `The model at ${modelPath} can't be loaded: ${error.message}`);
+        throw loadError(error, `The model at ${modelPath} can't be loaded: ${error.message}`);
       });
     const model = await load(profile.modelPath);
     const contextTokens = Math.min(profile.maxModelLen, model.trainContextSize);
@@ -180,14 +183,25 @@ function threadsFor(model: LlamaModel, threads: number | undefined): number {
   return model.fileInsights.totalParameters < SINGLE_THREAD_PARAMETERS ? 1 : Math.max(os.availableParallelism() - 1, 1);
 }
 
+/** llama.cpp says only "failed" where an allocation failed; with a model that could be loaded nothing else makes a context fail. */
+function loadError(error: Error, detail: string): MathllmError {
+  const outOfMemory = tellsOfOutOfMemory(`${error.constructor.name}: ${error.message}`) || error.message === "Failed to create context";
+  return new MathllmError(outOfMemory ? "out-of-memory" : "model-invalid", detail);
+}
+
 function createContext(model: LlamaModel, contextSize: number, profile: EmbeddedProfile) {
   // On a CPU flash attention costs a third of the speed; on a GPU the library knows best.
   const flashAttention = model.llama.gpu === false ? false : undefined;
+  // A quantised value cache exists only with flash attention.
+  const kvCache =
+    profile.kvCacheBits === 8
+      ? { experimentalKvCacheKeyType: "Q8_0" as const, experimentalKvCacheValueType: "Q8_0" as const, flashAttention: true }
+      : { flashAttention };
   return model
-    .createContext({ sequences: profile.maxNumSeqs, contextSize, flashAttention, threads: threadsFor(model, profile.threads) })
+    .createContext({ sequences: profile.maxNumSeqs, contextSize, ...kvCache, threads: threadsFor(model, profile.threads) })
     .catch((error: Error) => {
-      throw new MathllmError(
-        "model-invalid",
+      throw loadError(
+        error,
         `No context of ${profile.maxNumSeqs} sequences of ${contextSize} tokens for ${profile.modelPath}: ${error.message}. Lower MAX_NUM_SEQS or MAX_MODEL_LEN.`,
       );
     });

@@ -1,31 +1,35 @@
 import type { Logger } from "pino";
-import { ENDING_PRIORITY, ROLES, type Role } from "../../queues/names.ts";
+import type { Backlog, QueueBacklog } from "../../queues/backlog.ts";
+import { ALONE_AFTER_CRASHES } from "../../queues/contracts.ts";
+import type { GpuControl } from "../../queues/gpu-control.ts";
+import { ENDING_PRIORITY, NEXT_PRIORITY, type PriorityClass, ROLES, type Role } from "../../queues/names.ts";
 import { HandBack } from "../solve/stage.ts";
-import type { Backlog, QueueBacklog } from "./backlog.ts";
+import { AgeingTurn } from "./ageing.ts";
+import type { Guardrails } from "./guardrails.ts";
 import type { ManualWorker, StageJob } from "./manual-worker.ts";
 import type { ModelSlot } from "./model-slot.ts";
-import type { Decision, Policy, PolicySnapshot, QueueSnapshot } from "./policy.ts";
+import { type Decision, EMPTY_QUEUE, type Policy, type PolicySnapshot, type QueueSnapshot } from "./policy.ts";
 import type { TrafficMeter } from "./traffic-meter.ts";
 
 /**
- * Takes jobs of the resident model, up to `maxNumSeqs` at once, and swaps when the policy says so and nothing runs.
+ * Takes jobs of the resident model, up to its sequences at once, and swaps when the policy says so and nothing runs.
  *
  *   idle ──work──► loading ──ready──► serving ──swap decided──► draining ──nothing runs──► loading (the other)
- *    ▲                │                  │                          │
- *    │                └─load failed──► the model is blocked for a while; its jobs wait, the other's go on
+ *    ▲  │             │                  │                          │
+ *    │  │             └─load failed──► the guardrails say what now: once more with less, or its jobs wait and the other's go on
+ *    │  └──idle for long, or released──► slot empty
  *    └──────────────────both queues empty┘      stop(): stopping ──nothing runs──► stopped, slot empty
  *
- * One loop, one decision at a time. It sleeps until a job arrives, a running one ends, or a timer is due. Invariants: a job is
- * taken only while its model is resident and the lease is certain; the slot is unloaded only when nothing runs.
+ * One loop, one decision at a time. It sleeps until a job arrives, a running one ends, an operator asks, or a timer is due.
+ * Invariants: a job is taken only while its model is resident and the lease is certain; the slot is unloaded only when nothing runs;
+ * a job that is suspected of killing its server runs alone.
  */
 
 const POLL_MS = 1000;
-const LOAD_BACKOFF_MS = 1000;
-const LOAD_BACKOFF_CAP_MS = 60_000;
-const EMPTY_QUEUE: QueueSnapshot = { depth: 0, oldest: { interactive: null, normal: null, batch: null } };
 
 export type Phase = "idle" | "serving" | "draining" | "loading" | "stopping";
 
+/** Milliseconds. `overheadMs` is what the worker itself adds: everything between the last job's end and ready but the engine's own stop, start and warm-up. */
 export interface SwapRecord {
   from: Role | null;
   to: Role;
@@ -34,50 +38,65 @@ export interface SwapRecord {
   stopMs: number;
   startMs: number;
   warmupMs: number;
+  overheadMs: number;
+  totalMs: number;
 }
 
 export interface DispatcherOptions {
   workers: Record<Role, ManualWorker>;
   slot: ModelSlot;
+  guardrails: Guardrails;
   policy: Policy;
   deadlinesMs: PolicySnapshot["deadlinesMs"];
   /** Told of every acceptance, job and swap. */
   meter: TrafficMeter;
-  maxNumSeqs: Record<Role, number>;
+  /** Without work for so long the model is unloaded; 0: never. */
+  idleUnloadMs: number;
   readBacklog: (now: number) => Promise<Backlog>;
   /** False while the lease is not certain: nothing may be taken or loaded. */
   mayTake: () => boolean;
+  /** Why only one job may run at a time at the moment; null when as many as fit may. */
+  pressure: () => string | null;
+  control: () => GpuControl;
+  controlDone: (command: "swapTo" | "release" | "reset") => Promise<void>;
+  peers: () => PolicySnapshot["peers"];
+  /** False while another GPU's worker is just loading this model. */
+  claimLoad: (role: Role) => Promise<boolean>;
   /** Brings jobs whose deadline has passed to the front, to be ended. */
   expireJobs: (now: number) => Promise<void>;
+  /** Brings the oldest job of this class to the front of its queue. */
+  bringForward: (role: Role, name: PriorityClass) => Promise<void>;
+  /** Reads the model's files ahead, until aborted. */
+  prefetch: (role: Role, signal: AbortSignal) => Promise<void>;
+  onPick: (role: Role, job: StageJob) => void;
+  onDecision: (decision: Decision) => void;
   onSwap: (record: SwapRecord) => void;
-  /** Called when a model could not be loaded (see `blockedReason`). */
-  onBlocked: () => void;
   log: Logger;
-}
-
-interface Block {
-  error: string;
-  failures: number;
-  until: number;
 }
 
 export class Dispatcher {
   readonly #options: DispatcherOptions;
   readonly #running = new Map<string, Promise<void>>();
-  readonly #blocked: Partial<Record<Role, Block>> = {};
+  readonly #ageing: Record<Role, AgeingTurn> = { student: new AgeingTurn(), talker: new AgeingTurn() };
   #phase: Phase = "idle";
+  #waitsFor: string | null = null;
   #loop: Promise<void> | undefined;
   #stopping = false;
   #wake: () => void = () => {};
   #hurry: () => void = () => {};
   #woken = false;
   #drainStartedAt: number | null = null;
-  #lastDecision: { action: string; reason: string; at: number } | null = null;
+  #prefetching: AbortController | null = null;
+  #emptySince = performance.now();
+  #workSeenAt = performance.now();
+  #lastDecision = "";
   #backlog: Backlog | null = null;
   /** Jobs picked since the resident model was loaded. */
   #served = 0;
   /** Jobs taken of each queue since the last look at it. */
   readonly #taken: Record<Role, number> = { student: 0, talker: 0 };
+  /** A suspect runs, or (`next`) waits at the front for the others to end. */
+  #alone: "no" | "next" | "runs" = "no";
 
   constructor(options: DispatcherOptions) {
     this.#options = options;
@@ -87,21 +106,17 @@ export class Dispatcher {
     return this.#phase;
   }
 
+  /** Why it takes nothing, where there is more to say than the phase. */
+  get waitsFor(): string | null {
+    return this.#waitsFor;
+  }
+
   get running(): number {
     return this.#running.size;
   }
 
-  get lastDecision() {
-    return this.#lastDecision;
-  }
-
   get backlog(): Backlog | null {
     return this.#backlog;
-  }
-
-  /** Why a model can't be loaded at the moment; null when it can. */
-  blockedReason(role: Role): string | null {
-    return this.#blocked[role]?.error ?? null;
   }
 
   /** Something changed outside: look again. */
@@ -142,6 +157,7 @@ export class Dispatcher {
     });
     const timer = setTimeout(this.#hurry, graceMs);
     slot.abandonLoad();
+    this.#prefetching?.abort();
     await this.#loop;
     const ended = Promise.allSettled(this.#running.values());
     await Promise.race([ended, enough]);
@@ -158,49 +174,153 @@ export class Dispatcher {
 
   /** One decision. Returns whether to decide again at once. */
   async #step(): Promise<boolean> {
-    const { slot, policy, log } = this.#options;
+    const { slot } = this.#options;
     this.#woken = false;
-    if (!this.#options.mayTake()) return false;
+    this.#waitsFor = null;
+    if (!this.#options.mayTake()) {
+      this.#waitsFor = "Redis has not confirmed the lease";
+      return false;
+    }
     const now = Date.now();
     await this.#options.expireJobs(now);
     const backlog = await this.#options.readBacklog(now);
     this.#countArrivals(backlog, now);
     await this.#endJobs(backlog);
+    if (this.#running.size > 0 || ROLES.some((role) => backlog[role].depth > 0)) this.#workSeenAt = performance.now();
 
+    const control = this.#options.control();
+    if (control.reset) {
+      await this.#options.guardrails.reset(now);
+      await this.#options.controlDone("reset");
+    }
+    if (control.release) return this.#empty("an operator asked for the GPU", () => this.#options.controlDone("release"));
+    const decision = await this.#decide(control, backlog, now);
+    if (decision.action === "swap") return this.#towards(decision.to, decision.reason);
+    this.#drainStartedAt = null;
+    this.#prefetching?.abort();
+    slot.drain(false);
+    if (control.drained) {
+      this.#phase = this.#running.size > 0 ? "draining" : "idle";
+      this.#waitsFor = "drained by an operator; resume it to go on";
+      return false;
+    }
+    this.#phase = decision.action === "idle" ? "idle" : "serving";
+    if (decision.action === "idle" && this.#idleForLong()) return this.#empty(`no work for ${this.#options.idleUnloadMs / 1000} s`);
+    if (decision.action === "idle" || slot.resident === null || backlog[slot.resident.role].depth === 0) return false;
+    return this.#pick(slot.resident.role, backlog, now);
+  }
+
+  async #decide(control: GpuControl, backlog: Backlog, now: number): Promise<Decision> {
+    const { slot, guardrails, policy, meter, deadlinesMs } = this.#options;
     const resident = slot.resident?.role ?? null;
-    const decision = policy({
-      now,
-      resident,
-      running: this.#running.size,
-      served: this.#served,
-      rates: this.#options.meter.rates(now),
-      deadlinesMs: this.#options.deadlinesMs,
-      queues: { student: this.#workOf("student", backlog, now), talker: this.#workOf("talker", backlog, now) },
-    });
-    this.#remember(decision, now);
-    if (decision.action === "swap") {
-      this.#drainStartedAt ??= performance.now();
+    const asked = control.swapTo;
+    if (asked !== null) {
+      const openUntil = guardrails.openUntil(asked, now);
+      if (asked !== resident && openUntil === null) return this.#decided({ action: "swap", to: asked, reason: "an operator asked for it" });
+      await this.#options.controlDone("swapTo");
+    }
+    if (control.drained) return this.#decided({ action: "stay", reason: "drained by an operator" });
+    return this.#decided(
+      policy({
+        now,
+        resident,
+        running: this.#running.size,
+        served: this.#served,
+        rates: meter.rates(now),
+        peers: this.#options.peers(),
+        deadlinesMs,
+        queues: { student: this.#workOf("student", backlog, now), talker: this.#workOf("talker", backlog, now) },
+      }),
+    );
+  }
+
+  #decided(decision: Decision): Decision {
+    const text = `${decision.action} ${decision.reason}`;
+    if (text !== this.#lastDecision) this.#options.onDecision(decision);
+    this.#lastDecision = text;
+    return decision;
+  }
+
+  /** Nothing runs any more: load the model; else let what runs end, and read the model's files meanwhile. */
+  async #towards(to: Role, reason: string): Promise<boolean> {
+    const { slot, prefetch, log } = this.#options;
+    this.#drainStartedAt ??= performance.now();
+    slot.drain(true);
+    if (this.#running.size > 0) {
+      this.#phase = "draining";
+      if (this.#prefetching === null || this.#prefetching.signal.aborted) {
+        this.#prefetching = new AbortController();
+        prefetch(to, this.#prefetching.signal).catch((error) =>
+          log.debug({ err: error }, "the next model's files could not be read ahead"),
+        );
+      }
+      return false;
+    }
+    this.#prefetching?.abort();
+    if (!(await this.#options.claimLoad(to))) {
+      this.#waitsFor = `another GPU is loading the ${to}`;
+      return false;
+    }
+    await this.#swap(slot.resident?.role ?? null, to, reason);
+    return true;
+  }
+
+  /** Unloads the model once nothing runs. */
+  async #empty(reason: string, done: () => Promise<void> = async () => {}): Promise<boolean> {
+    const { slot, log } = this.#options;
+    if (slot.resident !== null) {
+      slot.drain(true);
       if (this.#running.size > 0) {
         this.#phase = "draining";
         return false;
       }
-      await this.#swap(resident, decision.to, decision.reason);
-      return true;
+      log.info({ role: slot.resident.role, reason }, "the model is unloaded");
+      await slot.unload();
     }
-    this.#drainStartedAt = null;
-    this.#phase = decision.action === "idle" ? "idle" : "serving";
-    if (decision.action === "idle" || resident === null) return false;
-    if (this.#running.size >= this.#options.maxNumSeqs[resident] || backlog[resident].depth === 0) return false;
-    const job = await this.#take(resident);
+    this.#phase = "idle";
+    this.#decided({ action: "idle", reason: `the GPU is free: ${reason}` });
+    await done();
+    return true;
+  }
+
+  #idleForLong(): boolean {
+    const { idleUnloadMs, slot } = this.#options;
+    return idleUnloadMs > 0 && slot.resident !== null && performance.now() - this.#workSeenAt >= idleUnloadMs;
+  }
+
+  /** Takes one job of the resident model, if it may have another. Returns whether to go on at once. */
+  async #pick(role: Role, backlog: Backlog, now: number): Promise<boolean> {
+    const { slot, pressure, bringForward, deadlinesMs, log } = this.#options;
+    if (this.#alone === "runs" || (this.#alone === "next" && this.#running.size > 0)) {
+      this.#waitsFor = "a job that may have killed its model server runs alone";
+      return false;
+    }
+    const pressed = pressure();
+    const places = pressed === null ? slot.resident!.profile.maxNumSeqs : 1;
+    if (this.#running.size >= places) {
+      this.#waitsFor = pressed;
+      return false;
+    }
+    const late = this.#alone === "no" ? this.#ageing[role].next(backlog[role].oldest, now, deadlinesMs) : null;
+    if (late !== null) await bringForward(role, late);
+    const job = await this.#take(role);
     if (job === undefined) return false;
     if (this.#stopping) {
       await job.moveToWait(job.token);
       return false;
     }
-    // The server may have died while the job was being taken: the processor then fails it as retryable.
+    const suspect = (job.data.crashes ?? 0) >= ALONE_AFTER_CRASHES;
+    if (suspect && this.#running.size > 0) {
+      this.#alone = "next";
+      await job.changePriority({ priority: NEXT_PRIORITY });
+      await job.moveToWait(job.token);
+      return false;
+    }
+    this.#alone = suspect ? "runs" : "no";
+    // The server may have died while the job was being taken: the processor then hands it back.
     this.#served++;
-    this.#serve(resident, job);
-    log.debug({ jobId: job.id, role: resident }, "picked");
+    this.#serve(role, job);
+    log.debug({ jobId: job.id, role }, "picked");
     return true;
   }
 
@@ -221,15 +341,9 @@ export class Dispatcher {
   }
 
   #workOf(role: Role, backlog: Backlog, now: number): QueueSnapshot {
-    const block = this.#blocked[role];
-    if (block !== undefined && block.until > now) return EMPTY_QUEUE;
-    const { depth, ending, returned, oldest }: QueueBacklog = backlog[role];
-    return depth === 0 ? EMPTY_QUEUE : { depth: returned > 0 ? depth : depth - ending, oldest };
-  }
-
-  #remember(decision: Decision, at: number): void {
-    if (this.#lastDecision?.reason === decision.reason && this.#lastDecision.action === decision.action) return;
-    this.#lastDecision = { action: decision.action, reason: decision.reason, at };
+    if (this.#options.guardrails.openUntil(role, now) !== null) return EMPTY_QUEUE;
+    const { depth, waiting, ending, returned, oldest }: QueueBacklog = backlog[role];
+    return depth === 0 ? EMPTY_QUEUE : { depth: returned > 0 ? depth : depth - ending, waiting, oldest };
   }
 
   /** Ends the jobs that need no model, whichever is resident. They stand first, unless returned jobs stand before them: those put off. */
@@ -250,37 +364,53 @@ export class Dispatcher {
   }
 
   #serve(role: Role, job: StageJob): void {
+    const { workers, meter, onPick, log } = this.#options;
     const startedAt = performance.now();
-    const served = this.#options.workers[role]
+    onPick(role, job);
+    const served = workers[role]
       .finish(job)
-      .catch((error) => this.#options.log.error({ err: error, jobId: job.id }, "the outcome could not be recorded; the job runs again"))
+      .catch((error) => log.error({ err: error, jobId: job.id }, "the outcome could not be recorded; the job runs again"))
       .finally(() => {
         this.#running.delete(job.token!);
-        this.#options.meter.served(role, performance.now() - startedAt);
+        if (this.#running.size === 0) {
+          this.#emptySince = performance.now();
+          if (this.#alone === "runs") this.#alone = "no";
+        }
+        meter.served(role, performance.now() - startedAt);
         this.wake();
       });
     this.#running.set(job.token!, served);
   }
 
   async #swap(from: Role | null, to: Role, reason: string): Promise<void> {
-    const { slot, log } = this.#options;
+    const { slot, guardrails, meter, onSwap, log } = this.#options;
     this.#phase = "loading";
-    const drainMs = performance.now() - (this.#drainStartedAt ?? performance.now());
+    const drainStartedAt = this.#drainStartedAt ?? performance.now();
+    const emptyAt = Math.max(drainStartedAt, this.#emptySince);
     try {
-      const stopMs = await slot.unload();
+      const unloaded = await slot.unload();
       if (this.#stopping) return;
-      const { startMs, warmupMs } = await slot.load(to);
-      delete this.#blocked[to];
+      const loaded = await slot.load(to);
+      guardrails.loaded(to);
       this.#served = 0;
-      this.#options.meter.swapped(to, drainMs + stopMs + startMs + warmupMs);
-      this.#options.onSwap({ from, to, reason, drainMs, stopMs, startMs, warmupMs });
+      const readyAt = performance.now();
+      const engineMs = unloaded.engineMs + loaded.spawnMs + loaded.warmupMs;
+      meter.swapped(to, readyAt - drainStartedAt);
+      onSwap({
+        from,
+        to,
+        reason,
+        drainMs: emptyAt - drainStartedAt,
+        stopMs: unloaded.engineMs,
+        startMs: loaded.spawnMs,
+        warmupMs: loaded.warmupMs,
+        overheadMs: readyAt - emptyAt - engineMs,
+        totalMs: readyAt - drainStartedAt,
+      });
     } catch (error) {
       if (this.#stopping) return;
-      const failures = (this.#blocked[to]?.failures ?? 0) + 1;
-      const waitMs = Math.min(LOAD_BACKOFF_MS * 2 ** (failures - 1), LOAD_BACKOFF_CAP_MS);
-      this.#blocked[to] = { error: (error as Error).message, failures, until: Date.now() + waitMs };
-      log.error({ err: error, role: to, retryInMs: waitMs }, "the model can't be loaded; its jobs wait");
-      this.#options.onBlocked();
+      log.error({ err: error, role: to }, "the model can't be loaded");
+      await guardrails.loadFailed(to, error as Error, Date.now());
     } finally {
       this.#drainStartedAt = null;
     }
@@ -289,7 +419,8 @@ export class Dispatcher {
   async #sleep(): Promise<void> {
     if (this.#woken) return;
     const now = Date.now();
-    const dueInMs = ROLES.map((role) => (this.#backlog?.[role].nextDueAt ?? Number.POSITIVE_INFINITY) - now).filter((ms) => ms > 0);
+    const due = ROLES.flatMap((role) => [this.#backlog?.[role].nextDueAt, this.#options.guardrails.openUntil(role, now)]);
+    const dueInMs = due.map((at) => (at ?? Number.POSITIVE_INFINITY) - now).filter((ms) => ms > 0);
     let timer: NodeJS.Timeout | undefined;
     await new Promise<void>((resolve) => {
       this.#wake = resolve;

@@ -1,7 +1,6 @@
-import { randomUUID } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
-import type { Redis } from "ioredis";
 import { z } from "zod";
+import type { Redis } from "../../queues/connection.ts";
 import { MathllmError } from "../../queues/errors.ts";
 import { keys } from "../../queues/names.ts";
 import { hostBoot, isAlive, ownIdentity, type ProcessIdentity } from "../../queues/process-identity.ts";
@@ -26,7 +25,7 @@ const holderSchema = z.object({
   worker: identitySchema,
   modelServer: identitySchema.nullable(),
 });
-type Holder = z.infer<typeof holderSchema>;
+export type Holder = z.infer<typeof holderSchema>;
 
 /** KEYS: lease, fence, holder. ARGV: owner, TTL in ms, holder as JSON, fence. 1: renewed; 2: re-acquired; 0: lost. */
 const RENEW_SCRIPT = `
@@ -53,7 +52,7 @@ export class Lease {
   readonly #redis: Redis;
   readonly #gpuId: string;
   readonly #ttlMs: number;
-  readonly #owner = randomUUID();
+  readonly #owner: string;
   #fence = 0;
   #modelServer: ProcessIdentity | null = null;
   #confirmedAt = 0;
@@ -61,7 +60,9 @@ export class Lease {
   #timer: NodeJS.Timeout | undefined;
   #onLost: () => void = () => {};
 
-  constructor(redis: Redis, gpuId: string, ttlMs: number) {
+  /** `owner` names this worker; it may acquire again after it lost the lease. */
+  constructor(redis: Redis, gpuId: string, owner: string, ttlMs: number) {
+    this.#owner = owner;
     this.#redis = redis;
     this.#gpuId = gpuId;
     this.#ttlMs = ttlMs;
@@ -78,15 +79,18 @@ export class Lease {
   }
 
   /**
-   * Waits for the lease. Resolves with the model server that the last holder may have left running, or null.
+   * Waits for the lease. Resolves with the last holder, whose model server may still run, or null when there was none.
    * `onLost` is called once, when another worker turns out to hold it. Rejects only when `signal` aborts.
    */
-  async acquire(signal: AbortSignal, onLost: () => void): Promise<ProcessIdentity | null> {
+  async acquire(signal: AbortSignal, onLost: () => void): Promise<Holder | null> {
     this.#onLost = onLost;
+    this.#lost = false;
+    this.#modelServer = null;
     const [leaseKey] = this.#keys();
     while ((await this.#redis.set(leaseKey, this.#owner, "PX", this.#ttlMs, "NX")) !== "OK") {
       const holder = await this.#readHolder();
-      if (holder !== null && holder.host === hostBoot() && !isAlive(holder.worker)) {
+      // Its own, from before Redis lost the answer, or one of a worker that is dead: no need to wait for its end.
+      if (holder !== null && (holder.owner === this.#owner || (holder.host === hostBoot() && !isAlive(holder.worker)))) {
         await this.#redis.eval(RELEASE_SCRIPT, 1, leaseKey, holder.owner);
       } else {
         await delay(this.#ttlMs / 10, undefined, { signal });
@@ -95,9 +99,12 @@ export class Lease {
     }
     const previous = await this.#readHolder();
     this.#fence = await this.#redis.incr(keys.leaseFence(this.#gpuId));
+    this.#confirmedAt = performance.now();
     this.#schedule();
+    // Until the last holder's model server is seen dead it stays on record, lest our own death hides it from the next.
+    this.#modelServer = previous !== null && previous.host === hostBoot() ? previous.modelServer : null;
     await this.#renew();
-    return previous !== null && previous.host === hostBoot() ? previous.modelServer : null;
+    return previous;
   }
 
   /**

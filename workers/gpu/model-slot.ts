@@ -1,73 +1,122 @@
+import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "pino";
 import type { ModelProfile } from "../../queues/config.ts";
+import type { ServerState } from "../../queues/contracts.ts";
 import { MathllmError } from "../../queues/errors.ts";
 import type { Role } from "../../queues/names.ts";
 import type { ProcessIdentity } from "../../queues/process-identity.ts";
 import { ChatClient } from "../engines/chat-client.ts";
 import type { Engine, EngineExit, EngineFactory, ReadyModel } from "../engines/engine.ts";
+import { kernelOomKills } from "../engines/out-of-memory.ts";
+import type { IdleLevel } from "./gpu-memory.ts";
+import type { ServerDeath } from "./guardrails.ts";
+import { freePort, isStopped } from "./left-behind.ts";
 
 export interface Resident {
   role: Role;
   engine: Engine;
   client: ChatClient;
   model: ReadyModel;
+  /** As it was started: requests at once, context, answer length. */
+  profile: ModelProfile;
   since: number;
   pid: number;
 }
 
+/** Milliseconds of one load. The engine's own: `spawnMs` and `warmupMs`; the rest of `totalMs` is ours. */
 export interface LoadTimes {
-  stopMs: number;
-  startMs: number;
+  spawnMs: number;
   warmupMs: number;
+  totalMs: number;
+}
+
+/** Milliseconds of one unload. The engine's own: `engineMs`. */
+export interface UnloadTimes {
+  engineMs: number;
+  totalMs: number;
 }
 
 export interface ModelSlotOptions {
-  profiles: Record<Role, ModelProfile>;
+  profileOf: (role: Role) => ModelProfile;
   createEngine: EngineFactory;
   startTimeoutMs: number;
+  healthTimeoutMs: number;
   stopGraceMs: number;
   /** Told before a model server may allocate its first byte, and again (null) when its memory is free. */
   recordModelServer: (identity: ProcessIdentity | null) => Promise<void>;
-  onCrash: (role: Role, exit: EngineExit) => void;
+  idleLevel: IdleLevel;
+  onState: (state: ServerState) => void;
+  /** A server that was ready has died by itself; its memory is free. */
+  onDeath: (role: Role, death: ServerDeath) => Promise<void>;
   log: Logger;
 }
 
 /**
- * The one place on the GPU where a model can be. All loading and unloading goes through it, one at a time, so that two
- * models are never up together.
+ * The one place on the GPU where a model can be, and the life of its server:
  *
- *   empty ──load──► loading ──ready──► resident ──unload──► stopping ──process gone──► empty
- *                      └──failed, process gone──► empty      │
- *   resident ──the process dies by itself──► empty ◄─────────┘
+ *   stopped ──load──► starting ──process up──► warming ──first token──► ready ◄──► draining
+ *      ▲                 │ failed, timed out ─────┤                       │  dies, hangs │ unload
+ *      │                 └────────► failed ◄──────┴───────────────────────┘             │
+ *      └──memory free── stopping ◄────┴──────────────────────────────────────────────────┘
  *
- * The caller unloads only when no request runs on the resident model.
+ * Loads, unloads and deaths are handled one at a time, so that two models are never up together. The caller unloads only when no
+ * request runs on the resident model. Each state may be followed only by those in `FOLLOWERS`.
  */
+const FOLLOWERS: Record<ServerState, readonly ServerState[]> = {
+  stopped: ["starting"],
+  starting: ["warming", "failed"],
+  warming: ["ready", "failed"],
+  ready: ["draining", "stopping", "failed"],
+  draining: ["ready", "stopping", "failed"],
+  failed: ["stopping"],
+  stopping: ["stopped"],
+};
+
+const HEALTH_INTERVAL_MS = 2000;
+/** How long a broken request waits to learn whether its server died. */
+const DEATH_NOTICE_MS = 1000;
+
 export class ModelSlot {
   readonly #options: ModelSlotOptions;
+  #state: ServerState = "stopped";
+  #stateSince = Date.now();
+  #lastError: string | null = null;
   #resident: Resident | null = null;
+  #loading: Role | null = null;
   #engine: Engine | null = null;
-  /** Loads and unloads, one after the other. */
+  #hung: ServerDeath["hung"] = null;
+  #oomKills: number | null = null;
+  /** Loads, unloads and deaths, one after the other. */
   #turn: Promise<unknown> = Promise.resolve();
 
   constructor(options: ModelSlotOptions) {
     this.#options = options;
   }
 
+  /** The model that can serve: null while it is starting or stopping. */
   get resident(): Resident | null {
     return this.#resident;
   }
 
+  get loading(): Role | null {
+    return this.#loading;
+  }
+
+  get server(): { state: ServerState; pid: number | null; since: number; lastError: string | null } {
+    return { state: this.#state, pid: this.#resident?.pid ?? null, since: this.#stateSince, lastError: this.#lastError };
+  }
+
   /** Loads a model into the empty slot. Throws the engine's error, with nothing left running. */
-  load(role: Role): Promise<Omit<LoadTimes, "stopMs">> {
+  load(role: Role): Promise<LoadTimes> {
     return this.#inTurn(() => this.#load(role));
   }
 
-  /** Resolves when the slot is empty and the memory is free; returns the milliseconds it took. `graceMs` 0 kills at once. */
-  unload(graceMs = this.#options.stopGraceMs): Promise<number> {
+  /** Resolves when the slot is empty and the memory is free. `graceMs` 0 kills at once. */
+  unload(graceMs = this.#options.stopGraceMs): Promise<UnloadTimes> {
     return this.#inTurn(async () => {
       const startedAt = performance.now();
-      await this.#stop(graceMs);
-      return performance.now() - startedAt;
+      const engineMs = await this.#stop(graceMs);
+      return { engineMs, totalMs: performance.now() - startedAt };
     });
   }
 
@@ -76,55 +125,140 @@ export class ModelSlot {
     if (this.#resident === null) void this.#engine?.stop(0);
   }
 
+  /** Says that nothing new is given to the resident model, or (false) that it is again. */
+  drain(draining: boolean): void {
+    if (this.#state === (draining ? "ready" : "draining")) this.#enter(draining ? "draining" : "ready");
+  }
+
+  /** Whether this server died, as a request on it that broke off wants to know; null when it lives. */
+  async deathOf(resident: Resident): Promise<ServerDeath | null> {
+    const exit = await Promise.race([resident.engine.exited, delay(DEATH_NOTICE_MS, null, { ref: false })]);
+    return exit === null ? null : this.#deathBy(exit);
+  }
+
+  #enter(state: ServerState): void {
+    if (!FOLLOWERS[this.#state].includes(state)) throw new Error(`a model server can't be ${state} right after ${this.#state}`);
+    this.#state = state;
+    this.#stateSince = Date.now();
+    this.#options.onState(state);
+  }
+
   #inTurn<T>(work: () => Promise<T>): Promise<T> {
     const result = this.#turn.then(work, work);
     this.#turn = result.catch(() => {});
     return result;
   }
 
-  async #load(role: Role): Promise<Omit<LoadTimes, "stopMs">> {
+  async #load(role: Role): Promise<LoadTimes> {
     if (this.#engine !== null) throw new Error(`the slot still holds a model server: unload it before loading the ${role}`);
-    const profile = this.#options.profiles[role];
-    const engine = this.#options.createEngine(profile);
-    this.#engine = engine;
     const startedAt = performance.now();
+    const { profileOf, createEngine, log } = this.#options;
+    const profile = profileOf(role);
+    const engine = createEngine(profile);
+    this.#engine = engine;
+    this.#loading = role;
+    this.#hung = null;
+    this.#oomKills = kernelOomKills();
+    this.#enter("starting");
     try {
+      const orphan = await freePort(profile.port);
+      if (orphan !== null) log.warn({ pid: orphan.pid, port: profile.port }, "stopped a model server that had outlived its worker");
+      await this.#options.idleLevel.measure();
+      const spawningAt = performance.now();
       const endpoint = await engine.start(profile);
+      const spawnMs = performance.now() - spawningAt;
       await this.#options.recordModelServer({ pid: endpoint.pid, startTicks: endpoint.startTicks });
-      const spawnedAt = performance.now();
+      this.#enter("warming");
+      const warmingAt = performance.now();
       const model = await engine.ready(this.#options.startTimeoutMs);
-      this.#resident = { role, engine, client: new ChatClient(endpoint.baseUrl), model, since: Date.now(), pid: endpoint.pid };
+      const warmupMs = performance.now() - warmingAt;
+      this.#resident = { role, engine, client: new ChatClient(endpoint.baseUrl), model, profile, since: Date.now(), pid: endpoint.pid };
+      this.#lastError = null;
+      this.#enter("ready");
       void engine.exited.then((exit) => this.#exited(engine, exit));
-      const readyAt = performance.now();
-      this.#options.log.info({ role, model: model.modelId, pid: endpoint.pid, ms: Math.round(readyAt - startedAt) }, "model is resident");
-      return { startMs: spawnedAt - startedAt, warmupMs: readyAt - spawnedAt };
+      void this.#watchHealth(engine, { pid: endpoint.pid, startTicks: endpoint.startTicks });
+      const totalMs = performance.now() - startedAt;
+      log.info({ role, model: model.modelId, pid: endpoint.pid, ms: Math.round(totalMs) }, "model is resident");
+      return { spawnMs, warmupMs, totalMs };
     } catch (error) {
+      const known =
+        error instanceof MathllmError ? error : new MathllmError("engine-failed", `The ${role} did not start: ${String(error)}`);
+      const oomKilled = this.#wasOomKilled();
+      const failure = oomKilled ? new MathllmError("out-of-memory", `The kernel's out-of-memory killer ended it. ${known.message}`) : known;
+      this.#fail(failure.message);
       await this.#stop(0);
-      throw error instanceof MathllmError ? error : new MathllmError("engine-failed", `The ${role} did not start: ${String(error)}`);
+      throw failure;
+    } finally {
+      this.#loading = null;
     }
   }
 
-  async #stop(graceMs: number): Promise<void> {
+  #fail(reason: string): void {
+    this.#lastError = reason;
+    this.#enter("failed");
+  }
+
+  /** Returns the milliseconds that the engine took to stop. */
+  async #stop(graceMs: number): Promise<number> {
     const engine = this.#engine;
     const resident = this.#resident;
     this.#resident = null;
-    if (engine === null) return;
+    if (engine === null) return 0;
+    this.#enter("stopping");
     await resident?.client.close();
+    const stoppingAt = performance.now();
     await engine.stop(graceMs);
+    const engineMs = performance.now() - stoppingAt;
+    const notFreed = await this.#options.idleLevel.freed();
+    if (notFreed !== null) this.#options.log.warn(notFreed);
     this.#engine = null;
     // The record only helps a successor to find a server that was left behind; this one is gone.
     await this.#options
       .recordModelServer(null)
       .catch((error) => this.#options.log.warn({ err: error }, "the freed GPU could not be recorded"));
+    this.#enter("stopped");
+    return engineMs;
   }
 
   #exited(engine: Engine, exit: EngineExit): Promise<void> {
     return this.#inTurn(async () => {
-      const crashed = this.#resident;
-      if (crashed?.engine !== engine) return;
+      const dead = this.#resident;
+      if (dead?.engine !== engine) return;
+      const death = this.#deathBy(exit);
+      this.#fail(`code ${exit.code}, signal ${exit.signal}`);
       await this.#stop(0);
-      this.#options.log.error({ role: crashed.role, code: exit.code, signal: exit.signal, lastLines: exit.lastLines }, "model server died");
-      this.#options.onCrash(crashed.role, exit);
+      this.#options.log.error({ role: dead.role, code: exit.code, signal: exit.signal, lastLines: exit.lastLines }, "model server died");
+      await this.#options.onDeath(dead.role, death);
     });
+  }
+
+  #deathBy(exit: EngineExit): ServerDeath {
+    return { exit, hung: this.#hung, oomKilled: exit.signal === "SIGKILL" && this.#wasOomKilled() };
+  }
+
+  #wasOomKilled(): boolean {
+    const kills = kernelOomKills();
+    return kills !== null && this.#oomKills !== null && kills > this.#oomKills;
+  }
+
+  /** A server that is stopped or stuck keeps its port and its jobs for ever: after `healthTimeoutMs` without an answer it is killed. */
+  async #watchHealth(engine: Engine, identity: ProcessIdentity): Promise<void> {
+    const { healthTimeoutMs, log } = this.#options;
+    let answeredAt = performance.now();
+    for (;;) {
+      await delay(Math.min(HEALTH_INTERVAL_MS, healthTimeoutMs / 3), undefined, { ref: false });
+      if (this.#resident?.engine !== engine) return;
+      try {
+        await engine.health(healthTimeoutMs / 3);
+        answeredAt = performance.now();
+      } catch {
+        // It may be busy for a moment; the clock decides.
+      }
+      if (performance.now() - answeredAt < healthTimeoutMs || this.#resident?.engine !== engine) continue;
+      log.error({ healthTimeoutMs }, "the model server does not answer its health check and is killed");
+      this.#hung = isStopped(identity) ? "paused" : "stuck";
+      await engine.stop(0);
+      return;
+    }
   }
 }

@@ -1,8 +1,10 @@
-import { PRIORITY_CLASSES, type PriorityClass, type Role } from "../../queues/names.ts";
+import { PRIORITY_CLASSES, type PriorityClass, ROLES, type Role } from "../../queues/names.ts";
 
 /** What could start now of one model's queue: waiting, prioritised and due jobs; none while the queue is paused or the model can't be loaded. */
 export interface QueueSnapshot {
   depth: number;
+  /** The same by class. */
+  waiting: Record<PriorityClass, number>;
   /** Acceptance of the job that would be picked next in each class, epoch milliseconds; null when the class is empty. */
   oldest: Record<PriorityClass, number | null>;
 }
@@ -27,6 +29,8 @@ export interface PolicySnapshot {
   /** Jobs picked since the resident model was loaded. */
   served: number;
   queues: Record<Role, QueueSnapshot>;
+  /** Workers of other GPUs on the same queues that have this model resident or are loading it. */
+  peers: Record<Role, number>;
   rates: Record<Role, ModelRates>;
   /** D: how long a job of each class may wait, milliseconds. */
   deadlinesMs: Record<PriorityClass, number>;
@@ -48,6 +52,12 @@ export const DEFAULT_DEADLINES_MS: Record<PriorityClass, number> = { interactive
 const SWAP_SHARE = 0.2;
 /** ρ̂ above which the queues are taken to be overloaded. */
 const OVERLOAD = 0.95;
+
+export const EMPTY_QUEUE: QueueSnapshot = {
+  depth: 0,
+  waiting: { interactive: 0, normal: 0, batch: 0 },
+  oldest: { interactive: null, normal: null, batch: null },
+};
 
 const otherOf = (role: Role): Role => (role === "student" ? "talker" : "student");
 
@@ -95,31 +105,102 @@ function maxWait(snapshot: PolicySnapshot): Decision {
  * Guarded exhaustive, GE(K, D). Exhaustive, unless a job of the other model would come later than its class's D: then, once the
  * resident model has served its quantum K, it swaps. K keeps the queues stable where D alone would thrash:
  *   K_lo = ⌈2·λ̂·Ŝ/(1−ρ̂)⌉ + 1;  K_hi = ⌊c·(D − 2Ŝ − ŝ)/ŝ⌋;  K = min(⌈4·λ̂·Ŝ/(1−ρ̂)⌉, K_hi), never below K_lo;
- *   in overload (ρ̂ ≥ 0.95, or more waits than can be served within D): K = max(K_hi, ⌈c·Ŝ/(ε·ŝ)⌉).
+ *   in overload (ρ̂ ≥ 0.95, or more waits than can be served within D): K = max(K_hi, ⌈c·Ŝ/(ε·ŝ)⌉, 1);
+ *   never below K_even = ⌊c·min(W, D_batch)/ŝ⌋, W being the time that the other queue's jobs of that class and above take on their
+ *   model, twice that when what is left of the resident's queue takes no longer than W.
+ * K_even: late jobs can't be helped by leaving a queue that is done sooner than theirs, so a backlog is served model by model, while a few
+ * jobs of the other model (W small) still swap in at D. No visit is stretched beyond the batch class's D.
  * λ̂, ŝ, c are the resident model's, Ŝ the mean of both directions, ρ̂ = Σ λ̂·ŝ/c over both models. Each D is at least Ŝ(2 + 1/ε).
  */
 function ge(snapshot: PolicySnapshot): Decision {
-  return lateClass(snapshot, (deadlineMs) => quantum(snapshot, deadlineMs)) ?? exhaustive(snapshot);
+  return lateClass(snapshot, (name) => quantum(snapshot, name)) ?? exhaustive(snapshot);
 }
 
-export const POLICIES = { ge, exhaustive, fifo, "max-wait": maxWait } as const satisfies Record<string, Policy>;
+/**
+ * Several GPUs on the same queues: work of a model that other workers have resident is theirs, unless they would need longer for it than
+ * two swaps take; and of several workers with the same model one leaves it for the model that nobody has.
+ */
+function besidePeers(policy: Policy): Policy {
+  return (snapshot) => {
+    const { resident, peers, queues } = snapshot;
+    if (peers.student + peers.talker === 0) return policy(snapshot);
+    const left = ROLES.filter((role) => role !== resident && queues[role].depth > 0 && isPeersWork(snapshot, role));
+    const own = { ...queues, ...Object.fromEntries(left.map((role) => [role, EMPTY_QUEUE])) };
+    const decision = spread({ ...snapshot, queues: own }) ?? policy({ ...snapshot, queues: own });
+    return left.length === 0
+      ? decision
+      : { ...decision, reason: `${decision.reason}; the ${left.join("'s and the ")}'s jobs are another GPU's` };
+  };
+}
+
+function isPeersWork({ peers, rates, queues }: PolicySnapshot, role: Role): boolean {
+  return peers[role] > 0 && workMs(rates[role], queues[role].depth) / peers[role] <= 2 * meanSwapMs(rates);
+}
+
+function spread(snapshot: PolicySnapshot): Decision | null {
+  const { resident, peers, queues, served } = snapshot;
+  if (resident === null) return null;
+  const other = otherOf(resident);
+  if (peers[resident] === 0 || peers[other] > 0 || queues[other].depth === 0) return null;
+  if (served < quantum(snapshot, "normal") && queues[resident].depth > 0) return null;
+  return { action: "swap", to: other, reason: `other GPUs serve the ${resident} and none the ${other}, which has work` };
+}
+
+export const POLICIES = {
+  ge: besidePeers(ge),
+  exhaustive: besidePeers(exhaustive),
+  fifo: besidePeers(fifo),
+  "max-wait": besidePeers(maxWait),
+} as const satisfies Record<string, Policy>;
 
 /** D as it is held: shorter than this no policy could keep it without losing more than ε to swaps. */
 export function effectiveDeadlineMs(deadlineMs: number, rates: PolicySnapshot["rates"]): number {
   return Math.max(deadlineMs, meanSwapMs(rates) * (2 + 1 / SWAP_SHARE));
 }
 
-/** K: how many jobs the resident model serves before a late job of the other may swap it out. */
-export function quantum({ resident, rates, queues }: Pick<PolicySnapshot, "resident" | "rates" | "queues">, deadlineMs: number): number {
-  const { arrivalsPerMs, serviceMs, slots } = rates[resident ?? "student"];
+/** K: how many jobs the resident model serves before a late job of this class of the other model may swap it out. */
+export function quantum(
+  { resident, rates: measured, queues, deadlinesMs }: Pick<PolicySnapshot, "resident" | "rates" | "queues" | "deadlinesMs">,
+  name: PriorityClass,
+): number {
+  const role = resident ?? "student";
+  const rates = assumed(measured);
+  const { arrivalsPerMs, serviceMs, slots } = rates[role];
   const swapMs = meanSwapMs(rates);
   if (serviceMs === 0) return 1;
+  const deadlineMs = effectiveDeadlineMs(deadlinesMs[name], rates);
   const load = sumOver(({ arrivalsPerMs: rate, serviceMs: service, slots: places }) => (rate * service) / places, rates);
-  const backlogMs = sumOver((each, role) => (queues[role].depth * each.serviceMs) / each.slots, rates);
+  const backlogMs = sumOver((each, of) => workMs(each, queues[of].depth), rates);
+  const other = otherOf(role);
+  const othersMs = workMs(rates[other], waitingUpTo(queues[other], name));
+  const visits = workMs(rates[role], queues[role].depth) <= othersMs ? 2 : 1;
+  const even = Math.floor((slots * Math.min(visits * othersMs, deadlinesMs.batch)) / serviceMs);
   const high = Math.floor((slots * (deadlineMs - 2 * swapMs - serviceMs)) / serviceMs);
-  if (load >= OVERLOAD || backlogMs >= deadlineMs) return Math.max(high, Math.ceil((slots * swapMs) / (SWAP_SHARE * serviceMs)));
+  if (load >= OVERLOAD || backlogMs >= deadlineMs) {
+    return Math.max(high, Math.ceil((slots * swapMs) / (SWAP_SHARE * serviceMs)), even, 1);
+  }
   const arriving = (arrivalsPerMs * swapMs) / (1 - load);
-  return Math.max(Math.min(Math.ceil(4 * arriving), high), Math.ceil(2 * arriving) + 1);
+  return Math.max(Math.min(Math.ceil(4 * arriving), high), Math.ceil(2 * arriving) + 1, even);
+}
+
+/** A model that has not been measured yet is taken to be like the other. */
+function assumed({ student, talker }: PolicySnapshot["rates"]): PolicySnapshot["rates"] {
+  const like = (own: ModelRates, other: ModelRates): ModelRates => ({
+    ...own,
+    serviceMs: own.serviceMs || other.serviceMs,
+    swapMs: own.swapMs || other.swapMs,
+  });
+  return { student: like(student, talker), talker: like(talker, student) };
+}
+
+/** How long so many jobs of a model take on all its slots. */
+function workMs({ serviceMs, slots }: ModelRates, jobs: number): number {
+  return (jobs * serviceMs) / slots;
+}
+
+/** Jobs of this class and the more urgent ones. */
+function waitingUpTo({ waiting }: QueueSnapshot, name: PriorityClass): number {
+  return PRIORITY_CLASSES.slice(0, PRIORITY_CLASSES.indexOf(name) + 1).reduce((sum, each) => sum + waiting[each], 0);
 }
 
 function sumOver(value: (rates: ModelRates, role: Role) => number, rates: PolicySnapshot["rates"]): number {
@@ -131,7 +212,7 @@ function meanSwapMs({ student, talker }: PolicySnapshot["rates"]): number {
 }
 
 /** The swap that a late job of the other model asks for, once the quantum for its deadline is served. */
-function lateClass(snapshot: PolicySnapshot, quantumFor: (deadlineMs: number) => number): Decision | null {
+function lateClass(snapshot: PolicySnapshot, quantumFor: (name: PriorityClass) => number): Decision | null {
   const { resident, queues, rates, now, served, deadlinesMs } = snapshot;
   if (resident === null) return null;
   const other = otherOf(resident);
@@ -141,7 +222,7 @@ function lateClass(snapshot: PolicySnapshot, quantumFor: (deadlineMs: number) =>
     if (arrival === null) continue;
     const deadlineMs = effectiveDeadlineMs(deadlinesMs[name], rates);
     const waitMs = now + rates[other].swapMs + rates[other].serviceMs - arrival;
-    if (waitMs >= deadlineMs && served >= quantumFor(deadlineMs)) {
+    if (waitMs >= deadlineMs && served >= quantumFor(name)) {
       const seconds = (ms: number) => (ms / 1000).toFixed(1);
       return {
         action: "swap",

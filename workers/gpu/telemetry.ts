@@ -5,6 +5,8 @@ import type { Logger } from "pino";
 const ROTATE_BYTES = 50 * 1024 * 1024;
 const KEPT_FILES = 2;
 
+export type TelemetryKind = "sample" | "job" | "decision" | "swap" | "oom" | "guardrail";
+
 /**
  * The telemetry file: one JSON object a line, `{ts, kind, …}`; times in milliseconds, memory in bytes.
  * Mode 0600, a symbolic link is refused, and at 50 MB it is rotated to `.1` and `.2`. Only the worker writes it. Telemetry
@@ -24,7 +26,7 @@ export class Telemetry {
     this.#log = log;
   }
 
-  write(kind: "sample" | "job" | "swap", record: object): void {
+  write(kind: TelemetryKind, record: object): void {
     if (this.#broken) return;
     this.#pending.push(`${JSON.stringify({ ts: Date.now(), kind, ...record })}\n`);
     this.#writing ??= this.#drain();

@@ -1,5 +1,5 @@
 import { setTimeout as delay } from "node:timers/promises";
-import type { Redis } from "ioredis";
+import type { Redis } from "../../queues/connection.ts";
 import { KEY_PREFIX, ROLES } from "../../queues/names.ts";
 
 const BLOCK_SECONDS = 1;

@@ -1,11 +1,12 @@
 import { UnrecoverableError, WaitingError } from "bullmq";
-import type { Redis } from "ioredis";
 import { cancelledAt } from "../../queues/cancellation.ts";
-import { jobDataSchema, type StageResult } from "../../queues/contracts.ts";
+import type { Redis } from "../../queues/connection.ts";
+import { ALONE_AFTER_CRASHES, jobDataSchema, type StageResult } from "../../queues/contracts.ts";
 import { failedReasonOf, MathllmError } from "../../queues/errors.ts";
 import { deadlineDetail } from "../../queues/job-view.ts";
 import { CLASS_PRIORITY, clientJobId, type Role } from "../../queues/names.ts";
 import { TokenStreamWriter } from "../../queues/token-stream.ts";
+import { describeDeath, isOwnFault, type ServerDeath } from "../gpu/guardrails.ts";
 import type { StageJob, StageProcessor } from "../gpu/manual-worker.ts";
 import type { Resident } from "../gpu/model-slot.ts";
 import type { ChatMessage } from "./prompts.ts";
@@ -23,31 +24,41 @@ export class HandBack extends Error {}
 export interface StageDeps {
   redis: Redis;
   resident: () => Resident | null;
+  /** Whether that server died; null when it lives. */
+  deathOf: (resident: Resident) => Promise<ServerDeath | null>;
   /** The most tokens of an answer, and the most milliseconds on the model. */
   maxTokens: number;
   jobTimeoutMs: number;
   retentionSeconds: number;
   /** Brings the parent of a finally failed stage to where it ends without its model. */
   endParent: (jobId: string) => Promise<void>;
+  /** A job was set aside because its model server died under it, alone. */
+  onPoison: (jobId: string, detail: string) => void;
   onError: (error: Error) => void;
 }
 
 /**
  * The processor of one stage: one request to the resident model, streamed.
  * A cancelled or late job ends without the model. Errors leave as BullMQ wants them: retryable ones as plain errors, others
- * as `UnrecoverableError`, the code in front of the message (see `failedReasonOf`).
+ * as `UnrecoverableError`, the code in front of the message (see `failedReasonOf`). A job whose server died goes back to its
+ * queue without using up an attempt: it is not to blame, unless that keeps happening (see `afterDeath`).
  */
 export function stageProcessor(stage: Stage, deps: StageDeps): StageProcessor {
   return async (job, token, signal) => {
+    const resident = deps.resident();
     try {
-      return await runStage(stage, deps, job, signal);
+      return await runStage(stage, deps, job, resident, signal);
     } catch (error) {
-      const cause = signal.aborted && signal.reason instanceof Error ? signal.reason : error;
+      const reason = signal.aborted && signal.reason instanceof Error ? signal.reason : error;
+      const broken = reason instanceof MathllmError && reason.code === "engine-failed" && resident !== null;
+      const death = broken ? await deps.deathOf(resident) : null;
+      const cause = death === null ? reason : await afterDeath(job, death);
       if (cause instanceof HandBack) {
         await job.moveToWait(token);
         throw new WaitingError();
       }
       const known = cause instanceof MathllmError ? cause : new MathllmError("internal-error", String(cause));
+      if (known.code === "job-crashes-model") deps.onPoison(clientJobId(job.id!), known.message);
       const final = !known.retryable || job.attemptsMade + 1 >= (job.opts.attempts ?? 1);
       // BullMQ will put the parent among its model's work; at the front it ends without that model. Before the failure, so that no swap begins for it.
       if (final && job.parentKey !== undefined) await deps.endParent(clientJobId(job.id!));
@@ -56,14 +67,36 @@ export function stageProcessor(stage: Stage, deps: StageDeps): StageProcessor {
   };
 }
 
-async function runStage(stage: Stage, deps: StageDeps, job: StageJob, signal: AbortSignal): Promise<StageResult> {
+/**
+ * What becomes of a job whose model server died under it. A death that can have been the job's doing is counted; a job that was there
+ * twice runs alone from then on (the dispatcher sees to it), and when the server dies again it is the job's doing, and it is set aside.
+ */
+async function afterDeath(job: StageJob, death: ServerDeath): Promise<Error> {
+  const before = job.data.crashes ?? 0;
+  if (!isOwnFault(death)) return new HandBack("its model server was killed");
+  if (before >= ALONE_AFTER_CRASHES) {
+    return new MathllmError(
+      "job-crashes-model",
+      `The model server died ${before + 1} times while it ran this job, the last time with no other job beside it. ${describeDeath(death)}`,
+    );
+  }
+  await job.updateData({ ...job.data, crashes: before + 1 });
+  return new HandBack("its model server died");
+}
+
+async function runStage(
+  stage: Stage,
+  deps: StageDeps,
+  job: StageJob,
+  resident: Resident | null,
+  signal: AbortSignal,
+): Promise<StageResult> {
   const data = jobDataSchema.parse(job.data);
   const jobId = clientJobId(job.id!);
   if ((await cancelledAt(deps.redis, jobId)) !== null) throw new MathllmError("cancelled", "Cancelled on request.");
   const remainingMs = (data.deadlineAt ?? Number.POSITIVE_INFINITY) - Date.now();
   if (remainingMs <= 0) throw new MathllmError("deadline-exceeded", deadlineDetail(data));
   const messages = await stage.messages(job);
-  const resident = deps.resident();
   if (resident?.role !== stage.role) {
     // The server died just now, or the job was to be ended and then had its chance after all: it waits in its own class.
     await job.changePriority({ priority: CLASS_PRIORITY[data.priority] });

@@ -1,0 +1,112 @@
+import type { Backlog } from "../queues/backlog.ts";
+import type { Config } from "../queues/config.ts";
+import type { SolveRequest, WorkerStatus } from "../queues/contracts.ts";
+import { MathllmError } from "../queues/errors.ts";
+import { aheadOf, expectedWaitMs } from "../queues/expected-wait.ts";
+import type { PriorityClass, Role } from "../queues/names.ts";
+import type { Queues } from "../queues/open-queues.ts";
+import { liveWorkers } from "../queues/worker-status.ts";
+
+/** The queues are looked at this often at most; what was accepted here since is added. */
+const LOOK_MS = 100;
+const MAX_RETRY_AFTER_SECONDS = 3600;
+const FULL_RETRY_AFTER_SECONDS = 10;
+
+export interface Admitted {
+  /** Milliseconds until a model begins with it, as expected now; null while nothing has been measured. */
+  estimatedWaitMs: number | null;
+}
+
+interface Look {
+  at: number;
+  backlog: Backlog;
+  workers: WorkerStatus[];
+}
+
+/**
+ * Backpressure: a job is refused with 429 and `Retry-After` when its class's depth of a queue is full, or when it could not start in
+ * time: within its own `timeoutMs`, or, for `interactive` and `normal`, within its class's deadline. `batch` waits as long as it takes.
+ */
+export class Admission {
+  readonly #queues: Queues;
+  readonly #config: Config;
+  #look: Promise<Look> | undefined;
+  #lookedAt = Number.NEGATIVE_INFINITY;
+  /** Accepted here since the last look. */
+  #since = new Map<string, number>();
+
+  constructor(queues: Queues, config: Config) {
+    this.#queues = queues;
+    this.#config = config;
+  }
+
+  /** Counts the job in, or throws `queue-full` or `deadline-unmeetable`. */
+  async admit(request: SolveRequest, now = Date.now()): Promise<Admitted> {
+    const { backlog, workers } = await this.#current(now);
+    const role: Role = request.model;
+    const name = request.priority;
+    const stages: Role[] = request.explain ? ["student", "talker"] : [role];
+    for (const stage of stages) this.#checkDepth(stage, name, backlog);
+    const ahead = aheadOf(role, name, backlog) + this.#acceptedSince(role, name);
+    const estimatedWaitMs = expectedWaitMs(role, name, ahead, backlog, workers, now);
+    if (estimatedWaitMs !== null) this.#checkTime(request, estimatedWaitMs, stages, workers);
+    this.#since.set(`${role} ${name}`, this.#acceptedSince(role, name) + 1);
+    return { estimatedWaitMs };
+  }
+
+  #acceptedSince(role: Role, name: PriorityClass): number {
+    return this.#since.get(`${role} ${name}`) ?? 0;
+  }
+
+  /** One look for all requests of the moment. A failed one is not kept. */
+  #current(now: number): Promise<Look> {
+    if (this.#look === undefined || performance.now() - this.#lookedAt > LOOK_MS) {
+      this.#lookedAt = performance.now();
+      this.#since = new Map();
+      const look = Promise.all([this.#queues.readBacklog(now), liveWorkers(this.#queues.redis, now)]).then(([backlog, workers]) => ({
+        at: now,
+        backlog,
+        workers,
+      }));
+      look.catch(() => {
+        if (this.#look === look) this.#look = undefined;
+      });
+      this.#look = look;
+    }
+    return this.#look;
+  }
+
+  #checkDepth(role: Role, name: PriorityClass, backlog: Backlog): void {
+    const waiting = backlog[role].waiting[name] + this.#acceptedSince(role, name);
+    const most = this.#config.maxDepths[name];
+    if (waiting < most) return;
+    throw new MathllmError(
+      "queue-full",
+      `${waiting} ${name} jobs wait for the ${role}, and ${most} may. Try again later, or raise ${name.toUpperCase()}_MAX_DEPTH.`,
+      { extra: { retryAfterSeconds: FULL_RETRY_AFTER_SECONDS } },
+    );
+  }
+
+  #checkTime({ priority, timeoutMs }: SolveRequest, estimatedWaitMs: number, stages: Role[], workers: WorkerStatus[]): void {
+    const models = workers[0]!.models;
+    const workMs = stages.reduce((sum, stage, i) => sum + (models[stage].serviceMs ?? 0) + (i > 0 ? (models[stage].swapMs ?? 0) : 0), 0);
+    const deadlineMs = priority === "batch" ? Number.POSITIVE_INFINITY : workers[0]!.deadlinesMs[priority];
+    const lateByMs = Math.max(estimatedWaitMs + workMs - (timeoutMs ?? Number.POSITIVE_INFINITY), estimatedWaitMs - deadlineMs);
+    if (lateByMs <= 0) return;
+    const seconds = (ms: number) => `${(ms / 1000).toFixed(1)} s`;
+    const limit =
+      estimatedWaitMs > deadlineMs
+        ? `${priority} jobs are to start within ${seconds(deadlineMs)}`
+        : `it is to end within timeoutMs, ${seconds(timeoutMs!)}, its work taking ${seconds(workMs)}`;
+    throw new MathllmError(
+      "deadline-unmeetable",
+      `The job would wait ${seconds(estimatedWaitMs)}; ${limit}. Try again later, or send it as batch, which may wait as long as it takes.`,
+      {
+        extra: {
+          estimatedStartMs: estimatedWaitMs,
+          retryAfterSeconds: Math.min(Math.max(Math.ceil(lateByMs / 1000), 1), MAX_RETRY_AFTER_SECONDS),
+        },
+      },
+    );
+  }
+}

@@ -1,0 +1,111 @@
+import { type Response, Router } from "express";
+import { z } from "zod";
+import type { Config } from "../../queues/config.ts";
+import { MathllmError } from "../../queues/errors.ts";
+import { commandGpu, type GpuCommand } from "../../queues/gpu-control.ts";
+import type { GpuEvent } from "../../queues/gpu-events.ts";
+import { loadGpuView } from "../../queues/gpu-view.ts";
+import { ROLES } from "../../queues/names.ts";
+import type { Queues } from "../../queues/open-queues.ts";
+import { liveWorkers } from "../../queues/worker-status.ts";
+import { type GpuEventFeed, missedGpuEvents } from "../gpu-event-feed.ts";
+import { jsonBody } from "../middleware/json-body.ts";
+import { onlyMethods } from "../middleware/problems.ts";
+import { parseBody } from "../parse-body.ts";
+
+const STATE_EVERY_MS = 1000;
+const HEARTBEAT_MS = 15_000;
+/** A reader that leaves so much unread is cut off; it may come back with `Last-Event-ID`. */
+const MAX_UNREAD_BYTES = 1_048_576;
+const EVENT_ID = /^\d{1,16}-\d{1,16}$/;
+
+const gpuIdSchema = z.string().min(1).max(100);
+const commandSchema = z.strictObject({ gpuId: gpuIdSchema.optional() });
+const swapSchema = z.strictObject({ gpuId: gpuIdSchema.optional(), model: z.enum(ROLES) });
+
+/** `GET /gpu`, `GET /gpu/events` and the operator's commands. A command without `gpuId` goes to every GPU. */
+export function gpuRoute(queues: Queues, config: Config, feed: GpuEventFeed): Router {
+  const router = Router();
+  router.get("/", async (_request, response) => {
+    response.json(await loadGpuView(queues, config));
+  });
+  router.all("/", onlyMethods("GET"));
+
+  router.get("/events", async (request, response) => {
+    const lastId = request.get("last-event-id");
+    if (lastId !== undefined && !EVENT_ID.test(lastId)) {
+      throw new MathllmError(
+        "invalid-request",
+        `Last-Event-ID: expected the id of an event of this stream; got ${JSON.stringify(lastId)}.`,
+      );
+    }
+    await streamEvents(response, lastId);
+  });
+  router.all("/events", onlyMethods("GET"));
+
+  async function streamEvents(response: Response, lastId: string | undefined): Promise<void> {
+    const pending: GpuEvent[] = [];
+    let send = (event: GpuEvent): void => {
+      pending.push(event);
+    };
+    const stopListening = feed.listen(
+      (event) => send(event),
+      () => response.end(),
+    );
+    response.on("close", stopListening);
+    const missed = lastId === undefined ? [] : await missedGpuEvents(queues.redis, lastId);
+    let view = JSON.stringify(await loadGpuView(queues, config));
+    response.writeHead(200, { "content-type": "text/event-stream", "cache-control": "no-store", "x-accel-buffering": "no" });
+    const write = (text: string) => {
+      if (response.writableLength > MAX_UNREAD_BYTES) response.destroy();
+      else response.write(text);
+    };
+    const known = new Set(missed.map(({ id }) => id));
+    write(`event: state\ndata: ${view}\n\n`);
+    send = ({ id, kind, data }) => write(`id: ${id}\nevent: ${kind}\ndata: ${data}\n\n`);
+    for (const event of [...missed, ...pending.filter(({ id }) => !known.has(id))]) send(event);
+    const stateTimer = setInterval(async () => {
+      const current = await loadGpuView(queues, config).then(JSON.stringify, () => view);
+      if (current !== view && !response.writableEnded) write(`event: state\ndata: ${current}\n\n`);
+      view = current;
+    }, STATE_EVERY_MS);
+    const beatTimer = setInterval(() => write(": still here\n\n"), HEARTBEAT_MS);
+    response.on("close", () => {
+      clearInterval(stateTimer);
+      clearInterval(beatTimer);
+    });
+  }
+
+  const command = (
+    path: string,
+    schema: typeof commandSchema | typeof swapSchema,
+    toCommand: (body: z.infer<typeof swapSchema>) => GpuCommand,
+  ) => {
+    router.post(path, jsonBody(config), async (request, response) => {
+      const body = parseBody(schema, request.body ?? {});
+      const gpuIds = await addressed(body.gpuId);
+      for (const gpuId of gpuIds) await commandGpu(queues.redis, gpuId, toCommand(body as z.infer<typeof swapSchema>));
+      response.status(202).json({ gpuIds, links: { gpu: "/gpu", events: "/gpu/events" } });
+    });
+    router.all(path, onlyMethods("POST"));
+  };
+  command("/drain", commandSchema, () => ({ drained: true }));
+  command("/resume", commandSchema, () => ({ drained: false }));
+  command("/swap", swapSchema, ({ model }) => ({ swapTo: model }));
+  command("/release", commandSchema, () => ({ release: true }));
+  command("/reset", commandSchema, () => ({ reset: true }));
+
+  async function addressed(gpuId: string | undefined): Promise<string[]> {
+    const live = [...new Set((await liveWorkers(queues.redis)).map((worker) => worker.gpuId))];
+    const found = gpuId === undefined ? live : live.filter((id) => id === gpuId);
+    if (found.length > 0) return found;
+    throw new MathllmError(
+      "unknown-gpu",
+      gpuId === undefined
+        ? "No worker is alive. Start one with mathllm worker or mathllm start."
+        : `No live worker has GPU ${gpuId}; ${live.length === 0 ? "none is alive" : `there are ${live.join(", ")}`}.`,
+    );
+  }
+
+  return router;
+}

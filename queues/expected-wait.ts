@@ -1,0 +1,51 @@
+import type { Backlog } from "./backlog.ts";
+import type { WorkerStatus } from "./contracts.ts";
+import { PRIORITY_CLASSES, type PriorityClass, ROLES, type Role } from "./names.ts";
+import { type EstimatedModel, estimateWaitMs } from "./wait-estimate.ts";
+
+/**
+ * Milliseconds from now until a job of this queue and class with `ahead` jobs before it is picked, from what the live workers have
+ * measured; null when nobody serves the queues or a needed average is missing.
+ */
+export function expectedWaitMs(
+  role: Role,
+  name: PriorityClass,
+  ahead: number,
+  backlog: Backlog,
+  workers: WorkerStatus[],
+  now: number,
+): number | null {
+  const serving = workers.filter((worker) => worker.phase !== "standby" && worker.phase !== "stopping" && !worker.drained);
+  const worker = serving.find((each) => each.residentModel === role) ?? serving.find((each) => each.loadingModel === role) ?? serving[0];
+  if (worker === undefined) return null;
+  const model = (of: Role): EstimatedModel => {
+    const { arrivalsPerMs, serviceMs, swapMs } = worker.models[of];
+    const having = serving.filter((each) => each.residentModel === of);
+    const slots = (having.length === 0 ? [worker] : having).reduce((sum, each) => sum + each.models[of].capacity.maxNumSeqs, 0);
+    const oldest = backlog[of].oldest[name];
+    return {
+      arrivalsPerMs,
+      serviceMs,
+      swapMs,
+      slots,
+      depth: backlog[of].depth,
+      oldestAgeMs: oldest === null ? 0 : Math.max(now - oldest, 0),
+    };
+  };
+  return estimateWaitMs({
+    role,
+    class: name,
+    ahead,
+    models: Object.fromEntries(ROLES.map((of) => [of, model(of)])) as Record<Role, EstimatedModel>,
+    resident: worker.residentModel ?? worker.loadingModel,
+    ready: worker.residentModel !== null,
+    running: worker.running,
+    deadlineMs: worker.deadlinesMs[name],
+  });
+}
+
+/** Jobs of a queue that are picked before a new one of this class. */
+export function aheadOf(role: Role, name: PriorityClass, backlog: Backlog): number {
+  const { waiting, ending } = backlog[role];
+  return PRIORITY_CLASSES.slice(0, PRIORITY_CLASSES.indexOf(name) + 1).reduce((sum, each) => sum + waiting[each], ending);
+}

@@ -1,0 +1,99 @@
+import { execFile } from "node:child_process";
+import { setTimeout as delay } from "node:timers/promises";
+import { promisify } from "node:util";
+
+export interface VramUse {
+  usedBytes: number;
+  totalBytes: number;
+}
+
+const MEBIBYTE = 1_048_576;
+const QUERY_TIMEOUT_MS = 5000;
+const POLL_MS = 50;
+/** Drivers give memory back in pieces, and a desktop draws meanwhile. */
+const IDLE_TOLERANCE_BYTES = 256 * MEBIBYTE;
+const FREED_TIMEOUT_MS = 30_000;
+
+const run = promisify(execFile);
+
+/** VRAM of the first GPU, or of the one with this UUID, as nvidia-smi tells it; null without one. */
+export async function readVram(gpuId: string): Promise<VramUse | null> {
+  const only = gpuId.startsWith("GPU-") ? ["-i", gpuId] : [];
+  try {
+    const { stdout } = await run("nvidia-smi", [...only, "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"], {
+      timeout: QUERY_TIMEOUT_MS,
+    });
+    const [used, total] = stdout.split("\n")[0]!.split(",").map(Number);
+    return Number.isFinite(used) && Number.isFinite(total) ? { usedBytes: used! * MEBIBYTE, totalBytes: total! * MEBIBYTE } : null;
+  } catch {
+    return null;
+  }
+}
+
+/**
+ * Sees that a model's memory is free again. The level before the load is the idle level; after the process is gone, the memory in
+ * use has to come back to it. Without a GPU, or with a model that runs on the CPU, the end of the process is the proof.
+ */
+export class IdleLevel {
+  readonly #gpuId: string;
+  readonly #onGpu: boolean;
+  #usedBytes: number | null = null;
+
+  /** `onGpu`: false when there is no GPU to look at. */
+  constructor(gpuId: string, onGpu: boolean) {
+    this.#gpuId = gpuId;
+    this.#onGpu = onGpu;
+  }
+
+  /** To be called while nothing is loaded. */
+  async measure(): Promise<void> {
+    if (this.#onGpu) this.#usedBytes = (await readVram(this.#gpuId))?.usedBytes ?? null;
+  }
+
+  /**
+   * Resolves when the memory is back at the idle level: null. After 30 s it gives up with what it saw: another program may have
+   * taken memory meanwhile, and waiting for ever would be worse than a load that may fail.
+   */
+  async freed(): Promise<string | null> {
+    const idleBytes = this.#usedBytes;
+    if (idleBytes === null) return null;
+    const giveUpAt = Date.now() + FREED_TIMEOUT_MS;
+    for (;;) {
+      const vram = await readVram(this.#gpuId);
+      if (vram === null || vram.usedBytes <= idleBytes + IDLE_TOLERANCE_BYTES) return null;
+      if (Date.now() > giveUpAt) {
+        return `${vram.usedBytes} bytes of VRAM are in use ${FREED_TIMEOUT_MS} ms after the model server ended, ${idleBytes} were before it was loaded: another program has taken memory`;
+      }
+      await delay(POLL_MS);
+    }
+  }
+}
+
+/** How far below the watermark the use has to fall before as many jobs as fit may run again. */
+const WATERMARK_RELIEF = 0.02;
+
+/** Says when so much VRAM is in use that only one job should run at a time: never none, or nothing would ever free it. */
+export class VramWatermark {
+  readonly #share: number;
+  readonly #onChange: (action: "watermark-reached" | "watermark-left", reason: string) => void;
+  #reason: string | null = null;
+
+  constructor(share: number, onChange: (action: "watermark-reached" | "watermark-left", reason: string) => void) {
+    this.#share = share;
+    this.#onChange = onChange;
+  }
+
+  /** null: as many jobs as fit may run. */
+  get reason(): string | null {
+    return this.#reason;
+  }
+
+  see(vram: VramUse | null): void {
+    const share = vram === null ? 0 : vram.usedBytes / vram.totalBytes;
+    const limit = this.#reason === null ? this.#share : this.#share - WATERMARK_RELIEF;
+    if (share >= limit === (this.#reason !== null)) return;
+    const text = `${(100 * share).toFixed(1)} % of the VRAM is in use, the watermark is ${(100 * this.#share).toFixed(1)} %`;
+    this.#reason = share >= limit ? `${text}: one job at a time` : null;
+    this.#onChange(this.#reason === null ? "watermark-left" : "watermark-reached", text);
+  }
+}
