@@ -7,6 +7,7 @@ import { type Logger, pino } from "pino";
 import { startApi } from "./api/main.ts";
 import { createBoard } from "./dashboards/board.ts";
 import { runDemo } from "./producers/demo.ts";
+import { commandGpus, gpuReport, gpuView, limitQueue, type OperatorCommand, parseRateLimit } from "./producers/operator.ts";
 import { ApiClient } from "./producers/submit.ts";
 import { type Config, environmentShape, readConfig } from "./queues/config.ts";
 import { openRedis, waitForRedis } from "./queues/connection.ts";
@@ -14,8 +15,11 @@ import { type EmbeddedRedis, startEmbeddedRedis } from "./queues/embedded-redis.
 import { MathllmError } from "./queues/errors.ts";
 import { PRIORITY_CLASSES, type PriorityClass, ROLES, type Role } from "./queues/names.ts";
 import { openQueues } from "./queues/open-queues.ts";
+import type { RateLimit } from "./queues/rate-limits.ts";
 import { diagnose } from "./workers/doctor.ts";
 import { createEmbeddedEngine } from "./workers/engines/embedded.ts";
+import { gpuIdOf } from "./workers/gpu/gpu-identity.ts";
+import { ownerName, takeHostLock } from "./workers/gpu/host-lock.ts";
 import { DEFAULT_DEADLINES_MS, POLICIES } from "./workers/gpu/policy.ts";
 import { simulationReport } from "./workers/gpu/simulation-report.ts";
 import { simulate } from "./workers/gpu/simulator.ts";
@@ -98,6 +102,15 @@ function untilSignalled(drain: () => Promise<void>, now: () => void): Promise<nu
   });
 }
 
+const engineOf = (config: Config, log: Logger) =>
+  createEmbeddedEngine({
+    dataDir: config.dataDir,
+    hfToken: config.hfToken,
+    ramCapBytes: config.engineRamCapBytes,
+    vramCapBytes: config.engineVramCapBytes,
+    log,
+  });
+
 async function runWorker(): Promise<number> {
   const config = readConfig();
   const log = logTo(config).child({ process: "worker" });
@@ -105,7 +118,7 @@ async function runWorker(): Promise<number> {
     const worker = await startGpuWorker({
       config,
       redisUrl,
-      createEngine: () => createEmbeddedEngine({ dataDir: config.dataDir, hfToken: config.hfToken, log }),
+      createEngine: () => engineOf(config, log),
       log,
       onFatal: (error) => {
         log.fatal({ err: error }, "the dispatcher ended by an error of its own; running jobs go back to their queue");
@@ -186,7 +199,15 @@ async function runServe(role: Role): Promise<number> {
   const config = readConfig();
   const log = logTo(config).child({ process: "serve" });
   await makeDataDir(config.dataDir);
-  const engine = createEmbeddedEngine({ dataDir: config.dataDir, hfToken: config.hfToken, log });
+  const gpuId = await gpuIdOf(config);
+  const taken = await takeHostLock(gpuId, `mathllm serve ${role}`);
+  if ("owner" in taken) {
+    throw new MathllmError(
+      "gpu-in-use",
+      `Expected GPU ${gpuId} to be free; ${ownerName(taken.owner)} holds it. Stop that first, or set GPU_ID to another name for a model server that runs on the CPU.`,
+    );
+  }
+  const engine = engineOf(config, log);
   const endpoint = await engine.start(config.profiles[role]);
   try {
     const model = await engine.ready(config.engineStartTimeoutMs);
@@ -206,12 +227,17 @@ async function runServe(role: Role): Promise<number> {
   return Promise.race([stopped, died]);
 }
 
+/** The API at `url`, or where HOST and PORT say. */
+function apiAt(url: string | undefined): ApiClient {
+  const config = readConfig();
+  return new ApiClient(url ?? `http://${config.host}:${config.port}`);
+}
+
 async function runSolve(
   problem: string,
   options: { url?: string; explain?: boolean; priority?: PriorityClass; json?: boolean },
 ): Promise<number> {
-  const config = readConfig();
-  const api = new ApiClient(options.url ?? `http://${config.host}:${config.port}`);
+  const api = apiAt(options.url);
   const { jobId } = await api.submit({ problem, explain: options.explain ?? false, priority: options.priority ?? "interactive" });
   const interrupted = new AbortController();
   process.once("SIGINT", () => interrupted.abort(new Error(`Stopped waiting; the job goes on: ${api.baseUrl}/jobs/${jobId}`)));
@@ -246,6 +272,10 @@ async function runDemoCommand(options: { jobs: number; seed: number; json?: bool
     REDIS_SERVER_BIN: process.env.REDIS_SERVER_BIN,
     LOG_LEVEL: process.env.LOG_LEVEL || "error",
     DATA_DIR: folder,
+    // On the CPU, under a name of its own: the demo disturbs no GPU and needs none.
+    GPU_ID: path.basename(folder),
+    STUDENT_NGL: "0",
+    TALKER_NGL: "0",
     TELEMETRY_LOG: path.join(folder, "telemetry.jsonl"),
     PORT: "0",
     STUDENT_PORT: "0",
@@ -297,6 +327,27 @@ async function runDoctor(options: { json?: boolean }): Promise<number> {
   if (options.json) say(`${JSON.stringify({ checks })}\n`);
   else for (const check of checks) say(`${check.ok ? "ok  " : "FAIL"}  ${check.name.padEnd(14)}  ${check.detail}\n`);
   return checks.every((check) => check.ok) ? 0 : EXIT_FAILED;
+}
+
+async function runGpu(
+  command: OperatorCommand | "show",
+  options: { url?: string; gpu?: string; model?: Role; json?: boolean },
+): Promise<number> {
+  const api = apiAt(options.url);
+  if (command !== "show") {
+    const gpuIds = await commandGpus(api, command, { gpuId: options.gpu, model: options.model });
+    say(options.json ? `${JSON.stringify({ command, gpuIds })}\n` : `${command}: told ${gpuIds.join(", ")}\n`);
+    return 0;
+  }
+  const view = await gpuView(api);
+  say(options.json ? `${JSON.stringify(view)}\n` : gpuReport(view));
+  return 0;
+}
+
+async function runLimit(role: Role, limit: RateLimit | null, options: { url?: string }): Promise<number> {
+  await limitQueue(apiAt(options.url), role, limit);
+  say(limit === null ? `${role}: no rate limit\n` : `${role}: ${limit.max} jobs within ${limit.durationMs} ms\n`);
+  return 0;
 }
 
 interface SimulateOptions extends Omit<TrafficOptions, "load" | "classes"> {
@@ -353,6 +404,12 @@ function classMix(text: string): TrafficOptions["classes"] {
   return mix;
 }
 
+function rateLimit(text: string): RateLimit | null {
+  const limit = parseRateLimit(text);
+  if (limit === undefined) throw new InvalidArgumentError("Expected a rate such as 10/s, 100/min or 5/h, or off.");
+  return limit;
+}
+
 function cli(run: (action: () => Promise<number>) => Promise<void>): Command {
   const program = new Command("mathllm")
     .description("Maths problems in, solutions and explanations out: one GPU, two models, never both at once.")
@@ -395,6 +452,33 @@ function cli(run: (action: () => Promise<number>) => Promise<void>): Command {
     .option("--url <url>", "the API's address (default: from HOST and PORT)")
     .option("--json", "print the finished job view")
     .action((problem, options) => run(() => runSolve(problem, options)));
+  const gpu = program.command("gpu").description("look at the GPUs of a running system, or tell their workers what to do");
+  const gpuCommand = (name: OperatorCommand | "show", description: string) =>
+    gpu
+      .command(name, { isDefault: name === "show" })
+      .description(description)
+      .option("--gpu <id>", "only this GPU (default: all)")
+      .option("--url <url>", "the API's address (default: from HOST and PORT)")
+      .option("--json", "print one object");
+  gpuCommand("show", "resident models, what was decided and why, queues, guardrails").action((options) =>
+    run(() => runGpu("show", options)),
+  );
+  gpuCommand("drain", "take no more jobs until resumed; running ones end").action((options) => run(() => runGpu("drain", options)));
+  gpuCommand("resume", "take jobs again").action((options) => run(() => runGpu("resume", options)));
+  gpuCommand("release", "unload the model; the next job loads one again").action((options) => run(() => runGpu("release", options)));
+  gpuCommand("reset", "forget the answers to out-of-memory and close the circuits").action((options) =>
+    run(() => runGpu("reset", options)),
+  );
+  gpuCommand("swap", "load this model next, whatever the policy says")
+    .argument("<model>", ROLES.join(" or "), oneOf(ROLES))
+    .action((model, options) => run(() => runGpu("swap", { ...options, model })));
+  program
+    .command("limit")
+    .description("limit how many jobs of a queue are begun, from now on and through restarts")
+    .argument("<queue>", ROLES.join(" or "), oneOf(ROLES))
+    .argument("<rate>", "10/s, 100/min, 5/h, or off", rateLimit)
+    .option("--url <url>", "the API's address (default: from HOST and PORT)")
+    .action((role, limit, options) => run(() => runLimit(role, limit, options)));
   program
     .command("simulate")
     .description("play a swap policy against synthetic or recorded traffic, without a GPU")

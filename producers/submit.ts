@@ -18,11 +18,11 @@ export class ApiClient {
   async submit(submission: Submission, idempotencyKey?: string): Promise<Accepted> {
     const headers: Record<string, string> = { "content-type": "application/json" };
     if (idempotencyKey !== undefined) headers["idempotency-key"] = idempotencyKey;
-    return acceptedSchema.parse(await this.#json("/solve", { method: "POST", headers, body: JSON.stringify(submission) }));
+    return acceptedSchema.parse(await this.json("/solve", { method: "POST", headers, body: JSON.stringify(submission) }));
   }
 
   async job(jobId: string, waitSeconds = 0, signal?: AbortSignal): Promise<JobView> {
-    return jobViewSchema.parse(await this.#json(`/jobs/${jobId}?wait=${waitSeconds}`, { signal }));
+    return jobViewSchema.parse(await this.json(`/jobs/${jobId}?wait=${waitSeconds}`, { signal }));
   }
 
   /** Follows a job to its end by long polls. Rejects when `signal` aborts. */
@@ -33,7 +33,8 @@ export class ApiClient {
     }
   }
 
-  async #json(path: string, init: RequestInit): Promise<unknown> {
+  /** The parsed body of a 2xx answer. Rejects with the problem's title and detail, or with how to start the API. */
+  async json(path: string, init: RequestInit = {}): Promise<unknown> {
     let response: Response;
     try {
       response = await fetch(this.baseUrl + path, init);

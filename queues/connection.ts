@@ -6,7 +6,7 @@ import { MathllmError } from "./errors.ts";
 import { KEY_PREFIX } from "./names.ts";
 
 /** A connection to Redis, be it one server or a cluster. */
-export type Redis = SingleRedis | Cluster;
+export type Redis = SingleRedis | ServerCluster;
 
 /**
  * Two profiles: a producer fails fast, so that a client hears 503 at once instead of hanging; a worker waits for Redis to
@@ -32,50 +32,78 @@ const retryStrategy = (attempt: number) => Math.min(50 * attempt, RECONNECT_CAP_
  */
 export function openRedis(url: string, profile: ConnectionProfile, onError: (error: Error) => void): Redis {
   const urls = splitRedisUrls(url);
-  const redis = urls.length === 1 ? new SingleRedis(url, { ...PROFILES[profile], retryStrategy }) : openCluster(urls, profile);
+  const redis = urls.length === 1 ? new Server(url, { ...PROFILES[profile], retryStrategy }) : new ServerCluster(urls, profile);
   redis.on("error", onError);
   redis.on("node error", onError);
   return redis;
 }
 
-/** Every node is entered with the first url's credentials: of those that the cluster tells about only the address is known. */
-function openCluster(urls: string[], profile: ConnectionProfile): Cluster {
-  const { enableOfflineQueue, ...nodeOptions } = PROFILES[profile];
-  const nodes = urls.map((url) => new SingleRedis(url, { lazyConnect: true }).options);
-  const { username, password, tls } = nodes[0]!;
-  const cluster = new Cluster(
-    nodes.map(({ host, port }) => ({ host, port })),
-    {
-      enableOfflineQueue,
-      clusterRetryStrategy: retryStrategy,
-      maxRedirections: profile === "producer" ? PRODUCER_REDIRECTIONS : Number.POSITIVE_INFINITY,
-      // Otherwise a node that hangs is never left, though another may have its slots by then.
-      slotsRefreshInterval: SLOTS_REFRESH_MS,
-      slotsRefreshTimeout: nodeOptions.connectTimeout,
-      // Names are kept: certificates are made out to them, and a name that no longer resolves must spoil only its own node.
-      dnsLookup: (address, callback) => callback(null, address),
-      redisOptions: { ...nodeOptions, username, password, tls },
-    },
-  );
-  clusterAddresses.set(cluster, nodes.map(({ host, port }) => `${host}:${port}`).join(", "));
-  return cluster;
+/**
+ * `disconnect` makes what waits on a connection fail. ioredis alone, told to disconnect between two attempts to connect, leaves
+ * it waiting for ever.
+ */
+class Server extends SingleRedis {
+  override disconnect(reconnect = false): void {
+    if (!reconnect && this.status === "reconnecting") this.connect().catch(() => {});
+    super.disconnect(reconnect);
+  }
 }
 
-const clusterAddresses = new WeakMap<Cluster, string>();
+/** The same for a cluster. Every node is entered with the first url's credentials: of most nodes the cluster tells only the address. */
+class ServerCluster extends Cluster {
+  /** Host and port of every url. */
+  readonly address: string;
+
+  constructor(urls: string[], profile: ConnectionProfile) {
+    const nodes = urls.map((url) => new SingleRedis(url, { lazyConnect: true }).options);
+    const { username, password, tls } = nodes[0]!;
+    const { enableOfflineQueue, ...nodeOptions } = PROFILES[profile];
+    super(
+      nodes.map(({ host, port }) => ({ host, port })),
+      {
+        enableOfflineQueue,
+        clusterRetryStrategy: retryStrategy,
+        maxRedirections: profile === "producer" ? PRODUCER_REDIRECTIONS : Number.POSITIVE_INFINITY,
+        // Otherwise a node that hangs is never left, though another may have its slots by then.
+        slotsRefreshInterval: SLOTS_REFRESH_MS,
+        slotsRefreshTimeout: nodeOptions.connectTimeout,
+        // Names are kept: certificates are made out to them, and a name that no longer resolves must spoil only its own node.
+        dnsLookup: (address, callback) => callback(null, address),
+        redisOptions: { ...nodeOptions, username, password, tls },
+      },
+    );
+    this.address = nodes.map(({ host, port }) => `${host}:${port}`).join(", ");
+    // The last nodes to go would take it from "end" back to "close", where commands are kept and never sent.
+    this.once("end", () => {
+      this.on("close", () => {
+        this.status = "end";
+      });
+    });
+  }
+
+  override disconnect(reconnect = false): void {
+    // Its end comes with the last node of the pool: with none there it would not come.
+    const isEmpty = this.nodes().length === 0;
+    super.disconnect(reconnect);
+    if (isEmpty && !reconnect) (this as unknown as { handleCloseEvent(): void }).handleCloseEvent();
+  }
+}
 
 /** Host and port as they stand in REDIS_URL, without the password; of a cluster all that do. */
 export function addressOf(redis: Redis): string {
-  return redis instanceof SingleRedis ? `${redis.options.host}:${redis.options.port}` : (clusterAddresses.get(redis) ?? "a cluster");
+  return redis instanceof ServerCluster ? redis.address : `${redis.options.host}:${redis.options.port}`;
 }
 
 /** Resolves when Redis answers; throws `redis-unavailable` with host and port, without the password, after `timeoutMs`. */
 export async function waitForRedis(redis: Redis, timeoutMs: number): Promise<void> {
   let lastError = "no answer";
   const remember = (error: Error & { lastNodeError?: Error | null }) => {
-    lastError = error.lastNodeError?.message || error.message || String(error);
+    const { message } = error.lastNodeError ?? error;
+    // Of the nodes that were tried in vain a cluster knows no more than this.
+    if (message !== "Connection is closed.") lastError = message || String(error);
   };
   const onConnect = () => {
-    if (redis instanceof Cluster) lastError = "its nodes answer, but not all slots are served (see CLUSTER INFO on one of them)";
+    if (redis instanceof ServerCluster) lastError = "its nodes answer, but not all slots are served (see CLUSTER INFO on one of them)";
   };
   redis.on("error", remember);
   redis.on("connect", onConnect);

@@ -195,7 +195,7 @@ function outcomeOf(job: JobSnapshot): Outcome {
   if (!stages.some((stage) => stage.state === "active")) {
     if (job.cancelledAt !== null) return ended("cancelled", errorOf("cancelled", "Cancelled on request."), job.cancelledAt);
     if (data.deadlineAt !== undefined && data.deadlineAt <= job.now) {
-      return ended("failed", errorOf("deadline-exceeded", deadlineDetail(data)), data.deadlineAt);
+      return ended("failed", errorOf("deadline-exceeded", deadlineDetail(data, refusalOf(job))), data.deadlineAt);
     }
   }
   const started = stages.some((stage) => stage.attempts > 0);
@@ -203,8 +203,10 @@ function outcomeOf(job: JobSnapshot): Outcome {
   return { status, terminal: false, error: null, endedAt: null };
 }
 
-export function deadlineDetail(data: Pick<JobData, "acceptedAt" | "deadlineAt">): string {
-  return `The job was to end within ${(data.deadlineAt ?? 0) - data.acceptedAt} ms of its acceptance and did not. Raise timeoutMs, or send it when less is waiting.`;
+/** `unavailable`: why its model could not be loaded meanwhile. */
+export function deadlineDetail(data: Pick<JobData, "acceptedAt" | "deadlineAt">, unavailable: string | null): string {
+  const why = unavailable === null ? "Raise timeoutMs, or send it when less is waiting." : `Its model is not available: ${unavailable}`;
+  return `The job was to end within ${(data.deadlineAt ?? 0) - data.acceptedAt} ms of its acceptance and did not. ${why}`;
 }
 
 function stageStatus(stage: StageSnapshot): JobStatus {
@@ -234,7 +236,13 @@ function reasonOf(job: JobSnapshot): string | null {
   const running = job.stages.some((stage) => stage.state === "active");
   if (running) return null;
   if (job.liveWorkers.length === 0) return "no-worker";
+  const refusal = refusalOf(job);
+  if (refusal !== null) return `model-unavailable: ${refusal}`;
+  return job.liveWorkers.every((worker) => worker.drained) ? "drained: an operator has stopped the workers from taking jobs" : null;
+}
+
+/** Why the model of the stage that waits can't be loaded; null when it can. */
+function refusalOf(job: JobSnapshot): string | null {
   const waiting = job.stages.find((stage) => stage.state !== "completed");
-  const refusal = job.liveWorkers.map((worker) => waiting && worker.models[waiting.role].error).find((error) => error != null);
-  return refusal == null ? null : `model-unavailable: ${refusal}`;
+  return job.liveWorkers.map((worker) => waiting && worker.models[waiting.role].error).find((error) => error != null) ?? null;
 }

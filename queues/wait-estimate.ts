@@ -106,25 +106,26 @@ function queueOf(model: EstimatedModel, like: EstimatedModel): Queue | null {
 }
 
 /**
- * Milliseconds until the other's oldest job is late and the quantum served; the quantum is that of the queues as they will be then. That the
- * policy doubles it where the visit's queue is as good as empty is counted only on for a job of the other model (`mayFinish`): so near an end
- * that is as likely to come as not, a job is told the longer wait.
+ * Milliseconds until the other's oldest job is late and the quantum served; the quantum is that of the queues as they will be then. A queue
+ * whose jobs will be late by then, too, is finished first; but so near an end of the visit that is as likely to fail, so a job that waits for
+ * it (`mayFinish` false) is told the longer wait.
  */
 function untilLateMs(here: Queue, there: Queue, deadlineMs: number, visitedMs: number, mayFinish: boolean): number {
   // No job there, and none expected.
   if (there.ageMs === Number.NEGATIVE_INFINITY) return Number.POSITIVE_INFINITY;
   const untilMs = Math.max(deadlineMs - there.ageMs - there.swapMs - there.serviceMs, 0);
-  const hereThen = { ...here, depth: Math.max(here.depth + (here.arrivalsPerMs - here.slots / here.serviceMs) * untilMs, 0) };
-  const thereThen = { ...there, depth: there.depth + there.arrivalsPerMs * untilMs };
-  return Math.max(untilMs, quantumMs(hereThen, thereThen, deadlineMs, mayFinish) - visitedMs);
+  const left = here.depth - (here.slots / here.serviceMs) * untilMs;
+  const leftMs = workMs(here, Math.max(left + here.arrivalsPerMs * untilMs, 0));
+  const otherMs = workMs(there, there.depth + there.arrivalsPerMs * untilMs);
+  const finished = mayFinish && left > 0 && here.ageMs + untilMs >= deadlineMs && leftMs <= otherMs;
+  return Math.max(untilMs, quantumMs(here, there, leftMs, otherMs, deadlineMs, finished) - visitedMs);
 }
 
-/** How long a visit lasts at least: K of the policy as a time. */
-function quantumMs(here: Queue, there: Queue, deadlineMs: number, mayFinish: boolean): number {
-  const [work, otherWork] = [workMs(here, here.depth), workMs(there, there.depth)];
-  const evenMs = (mayFinish && work <= otherWork ? 2 : 1) * otherWork;
+/** How long a visit lasts at least: K of the policy as a time, with so much work left on either side. */
+function quantumMs(here: Queue, there: Queue, leftMs: number, otherMs: number, deadlineMs: number, finished: boolean): number {
+  const evenMs = finished ? 2 * otherMs : otherMs;
   const load = (here.arrivalsPerMs * here.serviceMs) / here.slots + (there.arrivalsPerMs * there.serviceMs) / there.slots;
-  if (load < OVERLOAD && work + otherWork < deadlineMs) return evenMs;
+  if (load < OVERLOAD && leftMs + otherMs < deadlineMs) return evenMs;
   const swapMs = (here.swapMs + there.swapMs) / 2;
   return Math.max(evenMs, deadlineMs - 2 * swapMs - here.serviceMs, swapMs / SWAP_SHARE);
 }

@@ -156,6 +156,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
         maxTokens: config.profiles[role].maxTokens,
         jobTimeoutMs: config.jobTimeoutMs,
         retentionSeconds: config.jobRetentionSeconds,
+        unavailable: () => guardrails.status(role, Date.now()).error,
         endParent: (jobId) => moveToEnding(queues, jobId),
         onPoison: (jobId, reason) => tell("guardrail", { action: "job-set-aside", role, jobId, reason }),
         onError,
@@ -331,6 +332,8 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
   /** While Redis is away every command waits for it: cut off, they fail and the stop goes on. What was running is found stalled later. */
   const cutOff = async () => {
     if (await answers(redis, REDIS_ANSWER_TIMEOUT_MS)) return;
+    // One that is not closing tries again for ever to tell how its jobs ended.
+    for (const worker of Object.values(workers)) worker.close(true).catch(onError);
     for (const connection of connections) connection.disconnect();
   };
   const stop = async (graceMs: number) => {

@@ -66,8 +66,8 @@ export class FakeEngine implements Engine {
   }
 
   /** As if the process had died. */
-  crash(): void {
-    this.#end({ code: null, signal: "SIGKILL", lastLines: ["died"] });
+  crash(exit: Partial<EngineExit> = {}): void {
+    this.#end({ code: null, signal: "SIGSEGV", lastLines: ["died"], ...exit });
   }
 
   async health(): Promise<void> {

@@ -32,6 +32,8 @@ export interface StageDeps {
   retentionSeconds: number;
   /** Brings the parent of a finally failed stage to where it ends without its model. */
   endParent: (jobId: string) => Promise<void>;
+  /** Why this role's model can't be loaded at the moment; null when it can. */
+  unavailable: () => string | null;
   /** A job was set aside because its model server died under it, alone. */
   onPoison: (jobId: string, detail: string) => void;
   onError: (error: Error) => void;
@@ -95,7 +97,7 @@ async function runStage(
   const jobId = clientJobId(job.id!);
   if ((await cancelledAt(deps.redis, jobId)) !== null) throw new MathllmError("cancelled", "Cancelled on request.");
   const remainingMs = (data.deadlineAt ?? Number.POSITIVE_INFINITY) - Date.now();
-  if (remainingMs <= 0) throw new MathllmError("deadline-exceeded", deadlineDetail(data));
+  if (remainingMs <= 0) throw new MathllmError("deadline-exceeded", deadlineDetail(data, deps.unavailable()));
   const messages = await stage.messages(job);
   if (resident?.role !== stage.role) {
     // The server died just now, or the job was to be ended and then had its chance after all: it waits in its own class.
@@ -105,7 +107,7 @@ async function runStage(
 
   const late =
     remainingMs < deps.jobTimeoutMs
-      ? new MathllmError("deadline-exceeded", deadlineDetail(data))
+      ? new MathllmError("deadline-exceeded", deadlineDetail(data, deps.unavailable()))
       : new MathllmError(
           "job-timeout",
           `The answer took longer than ${deps.jobTimeoutMs} ms on the model. Raise JOB_TIMEOUT_MS or lower maxTokens.`,
