@@ -105,6 +105,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
   const guardrails = new Guardrails({ redis, gpuId, profiles: config.profiles, onAction: tell, log });
   await guardrails.restore();
   const watermark = new VramWatermark(config.vramWatermark, (action, reason) => tell("guardrail", { action, reason }));
+  watermark.see(vram);
   const meter = new TrafficMeter({
     get student() {
       return guardrails.capacity("student").maxNumSeqs;
@@ -332,8 +333,11 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
   /** While Redis is away every command waits for it: cut off, they fail and the stop goes on. What was running is found stalled later. */
   const cutOff = async () => {
     if (await answers(redis, REDIS_ANSWER_TIMEOUT_MS)) return;
-    // One that is not closing tries again for ever to tell how its jobs ended.
-    for (const worker of Object.values(workers)) worker.close(true).catch(onError);
+    for (const worker of Object.values(workers)) {
+      worker.cancelAllJobs(new HandBack("Redis is away") as unknown as string);
+      // One that is not closing tries again for ever to tell Redis how its jobs ended.
+      worker.close(true).catch(onError);
+    }
     for (const connection of connections) connection.disconnect();
   };
   const stop = async (graceMs: number) => {

@@ -12,16 +12,16 @@ export class FakeGpu {
   maxUp = 0;
   served = 0;
   /** Milliseconds of one answer; the text is what `answer` makes of the last message. */
-  serviceMs: () => number = () => 1;
+  serviceMs: (prompt: string) => number = () => 1;
   answer: (prompt: string) => string = () => "It is 1.\n\\boxed{1}";
-  /** Set to make the next loads fail. */
-  loadError: Error | null = null;
+  /** What the load of a profile fails with; null: it does not. */
+  loadError: (profile: ModelProfile) => Error | null = () => null;
   /** What the health check of every server says. */
   healthy = true;
   readonly engines: FakeEngine[] = [];
 
   create = (profile: ModelProfile): Engine => {
-    const engine = new FakeEngine(this, profile.role);
+    const engine = new FakeEngine(this, profile);
     this.engines.push(engine);
     return engine;
   };
@@ -33,12 +33,14 @@ export class FakeEngine implements Engine {
   readonly role: Role;
   serving = 0;
   readonly #gpu: FakeGpu;
+  readonly #profile: ModelProfile;
   #server: http.Server | undefined;
   #resolveExited!: (exit: EngineExit) => void;
 
-  constructor(gpu: FakeGpu, role: Role) {
+  constructor(gpu: FakeGpu, profile: ModelProfile) {
     this.#gpu = gpu;
-    this.role = role;
+    this.role = profile.role;
+    this.#profile = profile;
     this.exited = new Promise((resolve) => {
       this.#resolveExited = resolve;
     });
@@ -55,13 +57,14 @@ export class FakeEngine implements Engine {
   }
 
   async ready(): Promise<ReadyModel> {
-    if (this.#gpu.loadError !== null) throw this.#gpu.loadError;
+    const error = this.#gpu.loadError(this.#profile);
+    if (error !== null) throw error;
     return { modelId: `fake-${this.role}`, digest: "0", contextTokens: 512 };
   }
 
   async stop(): Promise<void> {
     if (this.#server === undefined) return;
-    if (this.serving > 0) this.#gpu.violations.push(`${this.role} stopped with ${this.serving} in flight`);
+    if (this.serving > 0 && this.#gpu.healthy) this.#gpu.violations.push(`${this.role} stopped with ${this.serving} in flight`);
     this.#end({ code: 0, signal: null, lastLines: [] });
   }
 
@@ -110,15 +113,16 @@ export class FakeEngine implements Engine {
     let body = "";
     for await (const chunk of request) body += chunk;
     const { messages } = JSON.parse(body) as { messages: { content: string }[] };
+    const prompt = messages.at(-1)!.content;
     setTimeout(() => {
       if (response.destroyed) return;
       const send = (value: unknown) => response.write(`data: ${JSON.stringify(value)}\n\n`);
       response.writeHead(200, { "content-type": "text/event-stream" });
-      send({ choices: [{ delta: { content: this.#gpu.answer(messages.at(-1)!.content) } }] });
+      send({ choices: [{ delta: { content: this.#gpu.answer(prompt) } }] });
       send({ choices: [{ delta: {}, finish_reason: "stop" }] });
       send({ choices: [], usage: { prompt_tokens: 10, completion_tokens: 5 } });
       this.#gpu.served++;
       response.end("data: [DONE]\n\n");
-    }, this.#gpu.serviceMs());
+    }, this.#gpu.serviceMs(prompt));
   }
 }

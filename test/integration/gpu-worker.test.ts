@@ -171,12 +171,12 @@ test("a crash of the model server is survived: its jobs run again and end", asyn
 });
 
 test("a model that can't be loaded keeps its jobs waiting with the reason, and the other model works on", async () => {
-  gpu.loadError = new MathllmError("model-invalid", "the file is broken");
+  gpu.loadError = () => new MathllmError("model-invalid", "the file is broken");
   const worker = await startWorker();
   const jobId = await send({});
   await expect.poll(async () => (await loadJobView(queues, jobId))?.reason ?? "", { timeout: 5000 }).toContain("the file is broken");
   expect((await loadJobView(queues, jobId))?.status).toBe("waiting");
-  gpu.loadError = null;
+  gpu.loadError = () => null;
   expect((await end(jobId)).status).toBe("completed");
   expect(worker.status().models.student.error).toBeNull();
   expect(gpu.violations).toEqual([]);
