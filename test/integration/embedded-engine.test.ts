@@ -5,6 +5,7 @@ import os from "node:os";
 import path from "node:path";
 import readline from "node:readline";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { lastBoxed } from "../../maths/answers.ts";
 import { type ModelProfile, readConfig } from "../../queues/config.ts";
 import { isAlive, startTicksOf } from "../../queues/process-identity.ts";
 import { ChatClient } from "../../workers/engines/chat-client.ts";
@@ -38,6 +39,11 @@ async function answer(given: ModelProfile, problems: string[]) {
   await engine.stop(1000);
   return { texts: replies.map((reply) => reply.text), metrics };
 }
+
+test("an 8-bit KV cache serves the same problems", async () => {
+  const { texts } = await answer({ ...profile, kvCacheBits: 8 }, ["What is 17 + 25?", "What is 6 * 7?"]);
+  expect(texts.map(lastBoxed)).toEqual(["42", "42"]);
+});
 
 test("a draft changes no answer and its tokens are counted, also with more requests than places", async () => {
   const problems = Array.from({ length: 12 }, (_, i) => `What is ${37 + i} + ${58 - i}?`);

@@ -1,4 +1,4 @@
-import { readFileSync } from "node:fs";
+import { readFileSync, statSync } from "node:fs";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { lastBoxed } from "../../maths/answers.ts";
@@ -6,6 +6,7 @@ import type { ModelProfile } from "../../queues/config.ts";
 import { isAlive } from "../../queues/process-identity.ts";
 import { ChatClient } from "../../workers/engines/chat-client.ts";
 import type { Endpoint, Engine } from "../../workers/engines/engine.ts";
+import { readIntoPageCache } from "../../workers/gpu/page-cache.ts";
 import { solvePrompt } from "../../workers/solve/prompts.ts";
 
 const START_TIMEOUT_MS = 120_000;
@@ -36,12 +37,29 @@ export function engineContract(name: string, createEngine: () => Engine, profile
 
     test("health is 503 until the model is loaded, then 200; ready tells the model", async () => {
       expect((await fetch(`${endpoint.baseUrl}/health`)).status).toBe(503);
+      await expect(engine.health(5000)).rejects.toMatchObject({ code: "engine-failed" });
       const model = await engine.ready(START_TIMEOUT_MS);
       expect(model.digest).toMatch(/^[0-9a-f]{64}$/);
       expect(model.contextTokens).toBeGreaterThan(100);
       expect((await fetch(`${endpoint.baseUrl}/health`)).status).toBe(200);
       const { data } = (await (await fetch(`${endpoint.baseUrl}/v1/models`)).json()) as { data: { id: string }[] };
       expect(data[0]?.id).toBe(model.modelId);
+    });
+
+    test("the health check fails while the process is stopped, and not after", async () => {
+      await engine.health(5000);
+      process.kill(endpoint.pid, "SIGSTOP");
+      await expect(engine.health(200)).rejects.toThrow();
+      process.kill(endpoint.pid, "SIGCONT");
+      await engine.health(5000);
+    });
+
+    test("the files that a load reads are known", async () => {
+      const files = await engine.weightFiles(profile);
+      const sizes = files.map((file) => statSync(file).size);
+      expect(Math.min(...sizes)).toBeGreaterThan(100_000);
+      expect(await readIntoPageCache(files, never)).toBe(sizes.reduce((a, b) => a + b));
+      expect(await readIntoPageCache(files, AbortSignal.abort())).toBe(0);
     });
 
     test("a streamed answer comes in pieces, with usage", async () => {
