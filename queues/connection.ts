@@ -16,6 +16,7 @@ export type ConnectionProfile = "producer" | "worker";
 
 const RECONNECT_CAP_MS = 1000;
 const SLOTS_REFRESH_MS = 5000;
+const RESUBSCRIBE_MS = 100;
 /** How often a producer's command is sent on to another node of a cluster, or again after 100 ms when a node is gone. */
 const PRODUCER_REDIRECTIONS = 6;
 
@@ -49,6 +50,12 @@ class Server extends SingleRedis {
   }
 }
 
+/** What has to be set right inside ioredis; its version is pinned. */
+interface ClusterInside {
+  subscriber: { onSubscriberEnd: () => void };
+  handleCloseEvent(): void;
+}
+
 /** The same for a cluster. Every node is entered with the first url's credentials: of most nodes the cluster tells only the address. */
 class ServerCluster extends Cluster {
   /** Host and port of every url. */
@@ -73,6 +80,10 @@ class ServerCluster extends Cluster {
       },
     );
     this.address = nodes.map(({ host, port }) => `${host}:${port}`).join(", ");
+    // A subscriber that is lost looks for another node without a pause: while all are away, for the price of a whole CPU.
+    const { subscriber } = this as unknown as ClusterInside;
+    const subscribeAgain = subscriber.onSubscriberEnd;
+    subscriber.onSubscriberEnd = () => setTimeout(subscribeAgain, RESUBSCRIBE_MS);
     // The last nodes to go would take it from "end" back to "close", where commands are kept and never sent.
     this.once("end", () => {
       this.on("close", () => {
@@ -85,7 +96,7 @@ class ServerCluster extends Cluster {
     // Its end comes with the last node of the pool: with none there it would not come.
     const isEmpty = this.nodes().length === 0;
     super.disconnect(reconnect);
-    if (isEmpty && !reconnect) (this as unknown as { handleCloseEvent(): void }).handleCloseEvent();
+    if (isEmpty && !reconnect) (this as unknown as ClusterInside).handleCloseEvent();
   }
 }
 
@@ -117,7 +128,7 @@ export async function waitForRedis(redis: Redis, timeoutMs: number): Promise<voi
     const { message } = error as Error;
     const reason = message.startsWith("MOVED")
       ? "it is one node of a cluster, and the queues lie on another; name several nodes in REDIS_URL with commas between, or this one twice"
-      : `${message}. Start it, correct REDIS_URL, or leave REDIS_URL unset to use the embedded one`;
+      : `${message.replace(/\.$/, "")}. Start it, correct REDIS_URL, or leave REDIS_URL unset to use the embedded one`;
     throw new MathllmError("redis-unavailable", `Expected a Redis server at ${addressOf(redis)}; ${reason}.`);
   } finally {
     giveUp.abort();
@@ -141,7 +152,7 @@ export async function answers(redis: Redis, withinMs: number): Promise<boolean> 
     () => true,
     () => false,
   );
-  return Promise.race([asked, delay(withinMs, false)]);
+  return Promise.race([asked, delay(withinMs, false, { ref: false })]);
 }
 
 const ERROR_LOG_MS = 10_000;

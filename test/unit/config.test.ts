@@ -43,6 +43,27 @@ test("every wrong value is named with what was expected and what came, a secret 
   }
 });
 
+test.each([
+  "redis://127.0.0.1:6379",
+  "rediss://user:secret@redis.example:6380/2",
+  "redis://:a,b@one",
+  "redis://one:1,redis://:secret@two:2,redis://[::1]:3",
+  "redis://one:1, redis://two:2",
+])("REDIS_URL may be %s", (url) => {
+  expect(readConfig({ REDIS_URL: url }).redisUrl).toBe(url);
+});
+
+test.each([
+  "redis://one:1,two:2",
+  "redis://one,two",
+  "redis://one:1,rediss://two:2",
+  "redis://one:1/1,redis://two:2",
+  "redis://one:1,",
+  "one:1",
+])("REDIS_URL must not be %s", (url) => {
+  expect(() => readConfig({ REDIS_URL: url })).toThrow(/REDIS_URL: expected redis:\/\/host:port .* with commas between/);
+});
+
 test(".env.example documents exactly the variables of the schema, with their defaults", () => {
   const text = readFileSync(path.join(root, ".env.example"), "utf8");
   const documented = [...text.matchAll(/^# ([A-Z][A-Z_]+)=(.*)$/gm)].map((match) => [match[1]!, match[2]!] as const);
