@@ -65,7 +65,8 @@ export function estimateWaitMs({ role, ahead, models, resident, ready, residentM
   const own = queueOf(models[role], models[otherRole]);
   const other = queueOf(models[otherRole], models[role]);
   if (own === null || other === null) return null;
-  own.depth++;
+  // Those ahead may be newer than the look at the queue.
+  own.depth = Math.max(own.depth, ahead) + 1;
   own.ageMs = Math.max(own.ageMs, 0);
   let mine = resident === role || (resident === null && (other.depth === 0 || own.ageMs >= other.ageMs));
   let before = ahead;
@@ -86,7 +87,7 @@ export function estimateWaitMs({ role, ahead, models, resident, ready, residentM
     const awayMs = stayMs + there.swapMs;
     if (mine) before = Math.max(before - served, 0);
     here.depth = Math.max(here.depth + here.arrivalsPerMs * awayMs - served, 0);
-    here.ageMs = here.depth >= 1 ? here.depth / here.arrivalsPerMs : -1 / here.arrivalsPerMs;
+    here.ageMs = here.depth >= 1 ? Math.min(here.ageMs + awayMs, here.depth / here.arrivalsPerMs) : -1 / here.arrivalsPerMs;
     there.depth += there.arrivalsPerMs * awayMs;
     there.ageMs += awayMs;
     elapsedMs += awayMs;

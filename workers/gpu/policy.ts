@@ -107,9 +107,10 @@ function maxWait(snapshot: PolicySnapshot): Decision {
  *   K_lo = ⌈2·λ̂·Ŝ/(1−ρ̂)⌉ + 1;  K_hi = ⌊c·(D − 2Ŝ − ŝ)/ŝ⌋;  K = min(⌈4·λ̂·Ŝ/(1−ρ̂)⌉, K_hi), never below K_lo;
  *   in overload (ρ̂ ≥ 0.95, or more waits than can be served within D): K = max(K_hi, ⌈c·Ŝ/(ε·ŝ)⌉, 1);
  *   never below K_even = ⌊c·min(W, D_batch)/ŝ⌋, W being the time that the other queue's jobs of that class and above take on their
- *   model, twice that when what is left of the resident's queue takes no longer than W.
- * K_even: late jobs can't be helped by leaving a queue that is done sooner than theirs, so a backlog is served model by model, while a few
- * jobs of the other model (W small) still swap in at D. No visit is stretched beyond the batch class's D.
+ *   model, twice that when what is left of the resident's queue is as late (beyond that D) and takes no longer than W.
+ * K_even: late jobs can't be helped by leaving late ones that are done sooner than theirs, so a backlog is served model by model, while a few
+ * jobs of the other model (W small) still swap in at D, and jobs that have only just come hold nobody up. No visit is stretched beyond the
+ * batch class's D.
  * λ̂, ŝ, c are the resident model's, Ŝ the mean of both directions, ρ̂ = Σ λ̂·ŝ/c over both models. Each D is at least Ŝ(2 + 1/ε).
  */
 function ge(snapshot: PolicySnapshot): Decision {
@@ -133,8 +134,12 @@ function besidePeers(policy: Policy): Policy {
   };
 }
 
-function isPeersWork({ peers, rates, queues }: PolicySnapshot, role: Role): boolean {
-  return peers[role] > 0 && workMs(rates[role], queues[role].depth) / peers[role] <= 2 * meanSwapMs(rates);
+function isPeersWork({ peers, rates: measured, queues }: PolicySnapshot, role: Role): boolean {
+  const rates = assumed(measured);
+  const { depth } = queues[role];
+  // Before the first measurement: what their slots can take at once.
+  if (rates[role].serviceMs === 0) return depth <= peers[role] * rates[role].slots;
+  return peers[role] > 0 && workMs(rates[role], depth) / peers[role] <= 2 * meanSwapMs(rates);
 }
 
 function spread(snapshot: PolicySnapshot): Decision | null {
@@ -160,7 +165,7 @@ export function effectiveDeadlineMs(deadlineMs: number, rates: PolicySnapshot["r
 
 /** K: how many jobs the resident model serves before a late job of this class of the other model may swap it out. */
 export function quantum(
-  { resident, rates: measured, queues, deadlinesMs }: Pick<PolicySnapshot, "resident" | "rates" | "queues" | "deadlinesMs">,
+  { now, resident, rates: measured, queues, deadlinesMs }: Pick<PolicySnapshot, "now" | "resident" | "rates" | "queues" | "deadlinesMs">,
   name: PriorityClass,
 ): number {
   const role = resident ?? "student";
@@ -173,7 +178,8 @@ export function quantum(
   const backlogMs = sumOver((each, of) => workMs(each, queues[of].depth), rates);
   const other = otherOf(role);
   const othersMs = workMs(rates[other], waitingUpTo(queues[other], name));
-  const visits = workMs(rates[role], queues[role].depth) <= othersMs ? 2 : 1;
+  const ownLate = classesUpTo(name).some((each) => now - (queues[role].oldest[each] ?? Number.POSITIVE_INFINITY) >= deadlineMs);
+  const visits = ownLate && workMs(rates[role], queues[role].depth) <= othersMs ? 2 : 1;
   const even = Math.floor((slots * Math.min(visits * othersMs, deadlinesMs.batch)) / serviceMs);
   const high = Math.floor((slots * (deadlineMs - 2 * swapMs - serviceMs)) / serviceMs);
   if (load >= OVERLOAD || backlogMs >= deadlineMs) {
@@ -198,9 +204,13 @@ function workMs({ serviceMs, slots }: ModelRates, jobs: number): number {
   return (jobs * serviceMs) / slots;
 }
 
-/** Jobs of this class and the more urgent ones. */
+/** This class and the more urgent ones. */
+function classesUpTo(name: PriorityClass): PriorityClass[] {
+  return PRIORITY_CLASSES.slice(0, PRIORITY_CLASSES.indexOf(name) + 1);
+}
+
 function waitingUpTo({ waiting }: QueueSnapshot, name: PriorityClass): number {
-  return PRIORITY_CLASSES.slice(0, PRIORITY_CLASSES.indexOf(name) + 1).reduce((sum, each) => sum + waiting[each], 0);
+  return classesUpTo(name).reduce((sum, each) => sum + waiting[each], 0);
 }
 
 function sumOver(value: (rates: ModelRates, role: Role) => number, rates: PolicySnapshot["rates"]): number {
@@ -213,7 +223,8 @@ function meanSwapMs({ student, talker }: PolicySnapshot["rates"]): number {
 
 /** The swap that a late job of the other model asks for, once the quantum for its deadline is served. */
 function lateClass(snapshot: PolicySnapshot, quantumFor: (name: PriorityClass) => number): Decision | null {
-  const { resident, queues, rates, now, served, deadlinesMs } = snapshot;
+  const { resident, queues, now, served, deadlinesMs } = snapshot;
+  const rates = assumed(snapshot.rates);
   if (resident === null) return null;
   const other = otherOf(resident);
   if (queues[other].depth === 0) return null;

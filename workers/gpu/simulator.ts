@@ -1,5 +1,7 @@
 import { PRIORITY_CLASSES, type PriorityClass, ROLES, type Role } from "../../queues/names.ts";
-import type { Policy, PolicySnapshot } from "./policy.ts";
+import { type EstimatedModel, estimateWaitMs } from "../../queues/wait-estimate.ts";
+import { AgeingTurn } from "./ageing.ts";
+import { effectiveDeadlineMs, type Policy, type PolicySnapshot } from "./policy.ts";
 import { TrafficMeter } from "./traffic-meter.ts";
 
 /**
@@ -22,6 +24,8 @@ export interface SimulationOptions {
   /** Milliseconds to load each model, the stop of the other included. */
   swapMs: Record<Role, number>;
   deadlinesMs: Record<PriorityClass, number>;
+  /** Turns away an interactive or normal job whose estimated wait is beyond its class's D, as the API does; `batch` is bounded by depth alone. */
+  admission?: boolean;
 }
 
 /** Waits are from arrival to pick, milliseconds; percentiles by nearest rank. */
@@ -34,7 +38,22 @@ export interface WaitStats {
   maxWaitMs: number;
 }
 
+/** The wait estimated on arrival less the actual one, of the accepted jobs that had an estimate; percentiles by nearest rank. */
+export interface EstimateError {
+  jobs: number;
+  meanAbsMs: number;
+  p50AbsMs: number;
+  p95AbsMs: number;
+  /** Above 0: waits were estimated too long. */
+  meanMs: number;
+}
+
+/** All but `shed` is of the accepted jobs. */
 export interface SimulationResult extends WaitStats {
+  /** Jobs that admission turned away. */
+  shed: number;
+  /** null: no accepted job had an estimate. */
+  estimateError: EstimateError | null;
   /** Without the very first load. */
   swaps: number;
   swapsPer100Jobs: number;
@@ -48,23 +67,63 @@ export interface SimulationResult extends WaitStats {
   classes: Partial<Record<PriorityClass, WaitStats>>;
 }
 
-export function simulate({ jobs, policy, slots, swapMs, deadlinesMs }: SimulationOptions): SimulationResult {
+export function simulate({ jobs, policy, slots, swapMs, deadlinesMs, admission = false }: SimulationOptions): SimulationResult {
   const queues = { student: new ClassQueue(jobs), talker: new ClassQueue(jobs) };
+  const ageing = { student: new AgeingTurn(), talker: new AgeingTurn() };
   const meter = new TrafficMeter({ student: slots, talker: slots });
-  const waits = new Float64Array(jobs.length);
+  /** NaN: turned away. */
+  const waits = new Float64Array(jobs.length).fill(Number.NaN);
+  /** NaN: nothing measured yet to estimate from. */
+  const estimates = new Float64Array(jobs.length).fill(Number.NaN);
   const running: { endMs: number; index: number }[] = [];
   let now = 0;
+  let makespanMs = 0;
   let arrived = 0;
   let resident: Role | null = null;
+  let readyAtMs = 0;
   let served = 0;
   let swaps = 0;
   let done = 0;
+  let shed = 0;
   let loading: { to: Role; readyMs: number } | null = null;
   let drainStartMs: number | null = null;
 
+  const estimate = ({ role, class: name }: SimulatedJob): { waitMs: number | null; deadlineMs: number } => {
+    const rates = meter.rates(now);
+    const deadlineMs = effectiveDeadlineMs(deadlinesMs[name], rates);
+    const model = (of: Role): EstimatedModel => {
+      const oldest = queues[of].oldest(name);
+      return {
+        arrivalsPerMs: rates[of].arrivalsPerMs,
+        serviceMs: meter.serviceMs(of),
+        swapMs: meter.swapMs(of),
+        slots,
+        depth: queues[of].depth,
+        oldestAgeMs: oldest === null ? 0 : now - oldest,
+      };
+    };
+    const waitMs = estimateWaitMs({
+      role,
+      class: name,
+      ahead: queues[role].waitingUpTo(name),
+      models: { student: model("student"), talker: model("talker") },
+      resident: loading?.to ?? resident,
+      ready: loading === null,
+      residentMs: now - readyAtMs,
+      running: running.length,
+      deadlineMs,
+    });
+    return { waitMs, deadlineMs };
+  };
   const admit = (): void => {
     for (; arrived < jobs.length && jobs[arrived]!.arrivalMs <= now; arrived++) {
-      const { role } = jobs[arrived]!;
+      const { role, class: name } = jobs[arrived]!;
+      const { waitMs, deadlineMs } = estimate(jobs[arrived]!);
+      if (admission && name !== "batch" && waitMs !== null && waitMs > deadlineMs) {
+        shed++;
+        continue;
+      }
+      if (waitMs !== null) estimates[arrived] = waitMs;
       queues[role].add(arrived);
       meter.arrived(role, 1, now);
     }
@@ -77,6 +136,7 @@ export function simulate({ jobs, policy, slots, swapMs, deadlinesMs }: Simulatio
         running: running.length,
         served,
         queues: { student: queues.student.snapshot(), talker: queues.talker.snapshot() },
+        peers: { student: 0, talker: 0 },
         rates: meter.rates(now),
         deadlinesMs,
       };
@@ -89,15 +149,17 @@ export function simulate({ jobs, policy, slots, swapMs, deadlinesMs }: Simulatio
       }
       drainStartMs = null;
       if (resident === null || running.length >= slots || queues[resident].depth === 0) return;
-      const index: number = queues[resident].take();
+      const late: PriorityClass | null = ageing[resident].next(snapshot.queues[resident].oldest, now, deadlinesMs);
+      const index: number = queues[resident].take(late);
       waits[index] = now - jobs[index]!.arrivalMs;
       served++;
       insert(running, { endMs: now + jobs[index]!.serviceMs, index });
     }
   };
 
-  while (done < jobs.length) {
+  for (;;) {
     admit();
+    if (done + shed === jobs.length) break;
     decide();
     const arrivalMs = jobs[arrived]?.arrivalMs ?? Number.POSITIVE_INFINITY;
     const endMs = running[0]?.endMs ?? Number.POSITIVE_INFINITY;
@@ -107,29 +169,35 @@ export function simulate({ jobs, policy, slots, swapMs, deadlinesMs }: Simulatio
       const { index } = running.shift()!;
       meter.served(jobs[index]!.role, jobs[index]!.serviceMs);
       done++;
+      makespanMs = now;
     }
     if (now === readyMs) {
       const { to } = loading as unknown as { to: Role };
       if (resident !== null) swaps++;
       meter.swapped(to, now - (drainStartMs ?? now));
       resident = to;
+      readyAtMs = now;
       served = 0;
       loading = null;
       drainStartMs = null;
     }
   }
 
-  const busyMs = jobs.reduce((sum, job) => sum + job.serviceMs, 0);
-  const needed = ROLES.filter((role) => jobs.some((job) => job.role === role));
-  const statsOf = (keep: (job: SimulatedJob) => boolean) => waitStats(waits.filter((_, index) => keep(jobs[index]!)));
-  const present = PRIORITY_CLASSES.filter((name) => jobs.some((job) => job.class === name));
+  const accepted = jobs.filter((_, index) => !Number.isNaN(waits[index]));
+  const acceptedWaits = waits.filter((wait) => !Number.isNaN(wait));
+  const busyMs = accepted.reduce((sum, job) => sum + job.serviceMs, 0);
+  const needed = ROLES.filter((role) => accepted.some((job) => job.role === role));
+  const statsOf = (keep: (job: SimulatedJob) => boolean) => waitStats(acceptedWaits.filter((_, index) => keep(accepted[index]!)));
+  const present = PRIORITY_CLASSES.filter((name) => accepted.some((job) => job.class === name));
   return {
-    ...waitStats(waits),
+    ...waitStats(acceptedWaits),
+    shed,
+    estimateError: estimateError(estimates.map((estimateMs, index) => estimateMs - waits[index]!).filter((error) => !Number.isNaN(error))),
     swaps,
-    swapsPer100Jobs: (100 * swaps) / jobs.length,
-    gpuBusyShare: busyMs / (slots * now),
-    jobsPerSecond: (1000 * jobs.length) / now,
-    makespanMs: now,
+    swapsPer100Jobs: (100 * swaps) / accepted.length,
+    gpuBusyShare: busyMs / (slots * makespanMs),
+    jobsPerSecond: (1000 * accepted.length) / makespanMs,
+    makespanMs,
     lowerBoundMs: busyMs / slots + needed.reduce((sum, role) => sum + swapMs[role], 0),
     models: { student: statsOf((job) => job.role === "student"), talker: statsOf((job) => job.role === "talker") },
     classes: Object.fromEntries(present.map((name) => [name, statsOf((job) => job.class === name)])),
@@ -151,16 +219,31 @@ class ClassQueue {
     this.depth++;
   }
 
-  take(): number {
-    const line = this.#lines.find((candidate) => candidate.head < candidate.indices.length)!;
+  /** The next job by class and arrival, or the oldest of the class whose turn it is. */
+  take(late: PriorityClass | null): number {
+    const line = this.#lines.find((candidate) => (late === null ? candidate.head < candidate.indices.length : candidate.name === late))!;
     this.depth--;
     return line.indices[line.head++]!;
   }
 
+  /** Acceptance of the oldest waiting job of this class; null when none waits. */
+  oldest(name: PriorityClass): number | null {
+    return this.#oldestIn(this.#lines[PRIORITY_CLASSES.indexOf(name)]!);
+  }
+
+  /** Waiting jobs of this class and the more urgent ones. */
+  waitingUpTo(name: PriorityClass): number {
+    return this.#lines.slice(0, PRIORITY_CLASSES.indexOf(name) + 1).reduce((sum, { indices, head }) => sum + indices.length - head, 0);
+  }
+
   snapshot(): PolicySnapshot["queues"]["student"] {
-    const arrival = (line: { indices: number[]; head: number }) => this.#jobs[line.indices[line.head] ?? -1]?.arrivalMs ?? null;
-    const [interactive, normal, batch] = this.#lines.map(arrival) as [number | null, number | null, number | null];
-    return { depth: this.depth, oldest: { interactive, normal, batch } };
+    const [interactive, normal, batch] = this.#lines.map((line) => this.#oldestIn(line)) as [number | null, number | null, number | null];
+    const [i, n, b] = this.#lines.map((line) => line.indices.length - line.head) as [number, number, number];
+    return { depth: this.depth, waiting: { interactive: i, normal: n, batch: b }, oldest: { interactive, normal, batch } };
+  }
+
+  #oldestIn({ indices, head }: { indices: number[]; head: number }): number | null {
+    return this.#jobs[indices[head] ?? -1]?.arrivalMs ?? null;
   }
 }
 
@@ -172,13 +255,33 @@ function insert(running: { endMs: number; index: number }[], job: { endMs: numbe
 
 function waitStats(waits: Float64Array): WaitStats {
   const sorted = waits.toSorted();
-  const rank = (p: number) => sorted[Math.max(Math.ceil(p * sorted.length) - 1, 0)] ?? 0;
+  const rank = (p: number) => nearestRank(sorted, p);
   return {
     jobs: sorted.length,
-    meanWaitMs: sorted.length === 0 ? 0 : sorted.reduce((sum, wait) => sum + wait, 0) / sorted.length,
+    meanWaitMs: meanOf(sorted),
     p50WaitMs: rank(0.5),
     p95WaitMs: rank(0.95),
     p99WaitMs: rank(0.99),
     maxWaitMs: rank(1),
   };
+}
+
+function estimateError(errors: Float64Array): EstimateError | null {
+  if (errors.length === 0) return null;
+  const sizes = errors.map(Math.abs).sort();
+  return {
+    jobs: errors.length,
+    meanAbsMs: meanOf(sizes),
+    p50AbsMs: nearestRank(sizes, 0.5),
+    p95AbsMs: nearestRank(sizes, 0.95),
+    meanMs: meanOf(errors),
+  };
+}
+
+function nearestRank(sorted: Float64Array, p: number): number {
+  return sorted[Math.max(Math.ceil(p * sorted.length) - 1, 0)] ?? 0;
+}
+
+function meanOf(values: Float64Array): number {
+  return values.length === 0 ? 0 : values.reduce((sum, value) => sum + value, 0) / values.length;
 }
