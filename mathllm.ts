@@ -17,7 +17,7 @@ import { PRIORITY_CLASSES, type PriorityClass, ROLES, type Role } from "./queues
 import { openQueues } from "./queues/open-queues.ts";
 import type { RateLimit } from "./queues/rate-limits.ts";
 import { diagnose } from "./workers/doctor.ts";
-import { createEmbeddedEngine } from "./workers/engines/embedded.ts";
+import { engineFactory } from "./workers/engines/engines.ts";
 import { gpuIdOf } from "./workers/gpu/gpu-identity.ts";
 import { ownerName, takeHostLock } from "./workers/gpu/host-lock.ts";
 import { DEFAULT_DEADLINES_MS, POLICIES } from "./workers/gpu/policy.ts";
@@ -102,15 +102,6 @@ function untilSignalled(drain: () => Promise<void>, now: () => void): Promise<nu
   });
 }
 
-const engineOf = (config: Config, log: Logger) =>
-  createEmbeddedEngine({
-    dataDir: config.dataDir,
-    hfToken: config.hfToken,
-    ramCapBytes: config.engineRamCapBytes,
-    vramCapBytes: config.engineVramCapBytes,
-    log,
-  });
-
 async function runWorker(): Promise<number> {
   const config = readConfig();
   const log = logTo(config).child({ process: "worker" });
@@ -118,7 +109,7 @@ async function runWorker(): Promise<number> {
     const worker = await startGpuWorker({
       config,
       redisUrl,
-      createEngine: () => engineOf(config, log),
+      createEngine: engineFactory(config, log),
       log,
       onFatal: (error) => {
         log.fatal({ err: error }, "the dispatcher ended by an error of its own; running jobs go back to their queue");
@@ -207,7 +198,7 @@ async function runServe(role: Role): Promise<number> {
       `Expected GPU ${gpuId} to be free; ${ownerName(taken.owner)} holds it. Stop that first, or set GPU_ID to another name for a model server that runs on the CPU.`,
     );
   }
-  const engine = engineOf(config, log);
+  const engine = engineFactory(config, log)(config.profiles[role]);
   const endpoint = await engine.start(config.profiles[role]);
   try {
     const model = await engine.ready(config.engineStartTimeoutMs);

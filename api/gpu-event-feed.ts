@@ -21,13 +21,20 @@ export class GpuEventFeed {
     this.#onError = onError;
   }
 
-  /** Calls back for every event from now on. Returns the end of it. `onClose` is called when the feed ends first. */
-  listen(onEvent: (event: GpuEvent) => void, onClose: () => void): () => void {
+  /**
+   * Calls back for every event from now on, which may include some up to `newestId`, the newest one that the caller knows of. Returns the
+   * end of it. `onClose` is called when the feed ends first.
+   */
+  listen(newestId: string, onEvent: (event: GpuEvent) => void, onClose: () => void): () => void {
+    if (this.#closed) {
+      onClose();
+      return () => {};
+    }
     this.#listeners.add(onEvent);
     this.#closers.add(onClose);
     if (!this.#reading) {
       this.#reading = true;
-      void this.#read();
+      void this.#read(newestId);
     }
     return () => {
       this.#listeners.delete(onEvent);
@@ -40,11 +47,10 @@ export class GpuEventFeed {
     for (const onClose of [...this.#closers]) onClose();
   }
 
-  async #read(): Promise<void> {
-    let lastId: string | undefined;
+  async #read(afterId: string): Promise<void> {
+    let lastId = afterId;
     while (!this.#closed) {
       try {
-        lastId ??= (await latestGpuEvents(this.#blocking, 1))[0]?.id ?? "0-0";
         for (const event of await nextGpuEvents(this.#blocking, lastId, BLOCK_MS)) {
           lastId = event.id;
           for (const listener of this.#listeners) listener(event);
@@ -64,7 +70,11 @@ export async function missedGpuEvents(redis: Redis, afterId: string): Promise<Gp
   return events.filter(({ id }) => isAfter(id, afterId));
 }
 
-function isAfter(id: string, other: string): boolean {
+export async function newestGpuEventId(redis: Redis): Promise<string> {
+  return (await latestGpuEvents(redis, 1))[0]?.id ?? "0-0";
+}
+
+export function isAfter(id: string, other: string): boolean {
   const [time = "0", count = "0"] = id.split("-");
   const [otherTime = "0", otherCount = "0"] = other.split("-");
   return BigInt(time) === BigInt(otherTime) ? BigInt(count) > BigInt(otherCount) : BigInt(time) > BigInt(otherTime);

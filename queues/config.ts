@@ -30,19 +30,31 @@ function areRedisUrls(text: string): boolean {
   return urls.length === 1 || urls.every((url) => url.protocol === urls[0]!.protocol && /^\/?$/.test(url.pathname));
 }
 
+/** `llamacpp` starts llama-server; `ollama` and `remote` use a server that runs already. */
+export const ENGINE_MODES = ["embedded", "vllm", "llamacpp", "ollama", "remote"] as const;
+export type EngineMode = (typeof ENGINE_MODES)[number];
+
+const DEFAULT_OLLAMA_URL = "http://127.0.0.1:11434";
+
 const shippedModel = (file: string) => path.join(import.meta.dirname, "..", "models", file);
 
-function profileShape<R extends string>(prefix: R, defaults: { model: string; port: number; maxNumSeqs: number; draft?: string }) {
+function profileShape<R extends string>(prefix: R, defaults: { port: number; maxNumSeqs: number }) {
   return {
-    [`${prefix}_MODE`]: z.enum(["embedded"]).default("embedded"),
-    [`${prefix}_MODEL`]: z.string().default(defaults.model),
+    [`${prefix}_MODE`]: z.enum(ENGINE_MODES).default("embedded"),
+    [`${prefix}_URL`]: z.url({ protocol: /^https?$/ }).optional(),
+    [`${prefix}_API_KEY`]: z.string().optional(),
+    [`${prefix}_MODEL`]: z.string().optional(),
     [`${prefix}_PORT`]: port(defaults.port),
     [`${prefix}_MAX_MODEL_LEN`]: z.coerce.number().int().min(64).max(1_048_576).default(4096),
     [`${prefix}_MAX_NUM_SEQS`]: z.coerce.number().int().min(1).max(256).default(defaults.maxNumSeqs),
     [`${prefix}_KV_CACHE_BITS`]: z.enum(["16", "8"], { error: "expected 16 or 8" }).default("16"),
     [`${prefix}_MAX_TOKENS`]: z.coerce.number().int().min(1).max(131_072).default(1024),
     [`${prefix}_SPECULATIVE_ENABLED`]: flag.default(false),
-    [`${prefix}_DRAFT_MODEL`]: defaults.draft === undefined ? z.string().optional() : z.string().default(defaults.draft),
+    [`${prefix}_DRAFT_MODEL`]: z.string().optional(),
+    [`${prefix}_GPU_MEMORY_UTILIZATION`]: z.coerce.number().min(0.05).max(1).default(0.85),
+    [`${prefix}_SWAP_SPACE`]: z.coerce.number().min(0).max(1024).optional(),
+    [`${prefix}_ENFORCE_EAGER`]: flag.default(false),
+    [`${prefix}_SLEEP_LEVEL`]: z.coerce.number().int().min(0).max(2).default(0),
     [`${prefix}_NGL`]: z.coerce.number().int().min(0).max(10_000).optional(),
     [`${prefix}_THREADS`]: z.coerce.number().int().min(1).max(1024).optional(),
   };
@@ -68,6 +80,10 @@ export const environmentShape: Record<string, z.ZodType> = {
     .string()
     .regex(/^[\w.:-]{1,100}$/, "expected up to 100 letters, digits, and any of . : _ -")
     .optional(),
+  TALKER_CORESIDENT: flag.default(false),
+  FORCE_LOAD: flag.default(false),
+  VLLM_BIN: z.string().default("vllm"),
+  LLAMA_SERVER_BIN: z.string().default("llama-server"),
   GPU_POLICY: z.enum(["ge", "exhaustive", "fifo"]).default("ge"),
   INTERACTIVE_DEADLINE_MS: milliseconds(60_000),
   NORMAL_DEADLINE_MS: milliseconds(300_000),
@@ -87,16 +103,22 @@ export const environmentShape: Record<string, z.ZodType> = {
   JOB_ATTEMPTS: z.coerce.number().int().min(1).max(100).default(3),
   JOB_RETENTION_SECONDS: z.coerce.number().int().min(60).max(31_536_000).default(86_400),
   BODY_LIMIT_BYTES: z.coerce.number().int().min(1024).max(104_857_600).default(262_144),
-  ...profileShape("STUDENT", { model: shippedModel("student.gguf"), port: 8009, maxNumSeqs: 8, draft: shippedModel("draft.gguf") }),
-  ...profileShape("TALKER", { model: shippedModel("talker.gguf"), port: 8010, maxNumSeqs: 6 }),
+  ...profileShape("STUDENT", { port: 8009, maxNumSeqs: 8 }),
+  ...profileShape("TALKER", { port: 8010, maxNumSeqs: 6 }),
 };
 
 /** How one role's model server is run. Token counts are per sequence. */
 export interface ModelProfile {
   role: Role;
-  mode: "embedded";
-  /** A path to a GGUF file, or `hf:user/repository:quantisation`. */
+  mode: EngineMode;
+  /**
+   * embedded, llamacpp: a path to a GGUF file, or `hf:user/repository:quantisation`; vllm: a Hugging Face name or folder; ollama, remote:
+   * the name the server knows it by.
+   */
   model: string;
+  /** ollama, remote: where the server is, without `/v1`. */
+  url?: string;
+  apiKey?: string;
   /** 0 takes a free port. */
   port: number;
   maxModelLen: number;
@@ -105,6 +127,14 @@ export interface ModelProfile {
   /** The most tokens one answer may have. */
   maxTokens: number;
   speculative: { enabled: boolean; draftModel?: string };
+  /** vllm: the share of the GPU's memory that it takes. */
+  gpuMemoryUtilization: number;
+  /** vllm: GiB of host memory for what does not fit into the KV cache. */
+  swapSpaceGib?: number;
+  /** vllm: no CUDA graphs, less memory, slower. */
+  enforceEager: boolean;
+  /** vllm: instead of being stopped it sleeps, its weights in host memory (1) or dropped (2); 0: it is stopped. */
+  sleepLevel: 0 | 1 | 2;
   /** Layers on the GPU; undefined lets the engine choose. */
   ngl?: number;
   /** CPU threads; undefined lets the engine choose by the model's size. */
@@ -124,6 +154,12 @@ export interface Config {
   logLevel: string;
   hfToken?: string;
   gpuId?: string;
+  /** The Talker, on llama-server with no layer on the GPU, stays up beside the Student. */
+  talkerCoresident: boolean;
+  /** Load even what is reckoned not to fit. */
+  forceLoad: boolean;
+  vllmBin: string;
+  llamaServerBin: string;
   gpuPolicy: "ge" | "exhaustive" | "fifo";
   /** How long a job of each class may wait before its model is swapped in; held only as far as swaps don't eat the GPU's time. */
   deadlinesMs: Record<PriorityClass, number>;
@@ -158,27 +194,40 @@ export function readConfig(env: Record<string, string | undefined> = process.env
   if (!parsed.success) {
     const lines = parsed.error.issues.map((issue) => {
       const name = String(issue.path[0]);
-      const came = name === "HF_TOKEN" || name === "REDIS_URL" ? "a value that is not shown" : JSON.stringify(given[name]);
+      const came = ["HF_TOKEN", "REDIS_URL", "STUDENT_API_KEY", "TALKER_API_KEY"].includes(name)
+        ? "a value that is not shown"
+        : JSON.stringify(given[name]);
       return `${name}: ${issue.message}; got ${came}`;
     });
     throw new MathllmError("invalid-configuration", `${lines.join("\n")}\nSee .env.example for every variable with its unit and default.`);
   }
   // biome-ignore lint/suspicious/noExplicitAny: the shape is built from names, so its inferred type is a record
   const e = parsed.data as any;
+  const shipped = { STUDENT: "student.gguf", TALKER: "talker.gguf" };
   const profile = (role: Role, p: "STUDENT" | "TALKER"): ModelProfile => ({
     role,
     mode: e[`${p}_MODE`],
-    model: e[`${p}_MODEL`],
+    model: e[`${p}_MODEL`] ?? shippedModel(shipped[p]),
+    url: e[`${p}_URL`] ?? (e[`${p}_MODE`] === "ollama" ? DEFAULT_OLLAMA_URL : undefined),
+    apiKey: e[`${p}_API_KEY`],
     port: e[`${p}_PORT`],
     maxModelLen: e[`${p}_MAX_MODEL_LEN`],
     // The embedded engine drafts for one request at a time.
-    maxNumSeqs: e[`${p}_SPECULATIVE_ENABLED`] ? 1 : e[`${p}_MAX_NUM_SEQS`],
+    maxNumSeqs: e[`${p}_MODE`] === "embedded" && e[`${p}_SPECULATIVE_ENABLED`] ? 1 : e[`${p}_MAX_NUM_SEQS`],
     kvCacheBits: e[`${p}_KV_CACHE_BITS`] === "8" ? 8 : 16,
     maxTokens: e[`${p}_MAX_TOKENS`],
-    speculative: { enabled: e[`${p}_SPECULATIVE_ENABLED`], draftModel: e[`${p}_DRAFT_MODEL`] },
+    speculative: {
+      enabled: e[`${p}_SPECULATIVE_ENABLED`],
+      draftModel: e[`${p}_DRAFT_MODEL`] ?? (p === "STUDENT" && e.STUDENT_MODEL === undefined ? shippedModel("draft.gguf") : undefined),
+    },
+    gpuMemoryUtilization: e[`${p}_GPU_MEMORY_UTILIZATION`],
+    swapSpaceGib: e[`${p}_SWAP_SPACE`],
+    enforceEager: e[`${p}_ENFORCE_EAGER`],
+    sleepLevel: e[`${p}_SLEEP_LEVEL`],
     ngl: e[`${p}_NGL`],
     threads: e[`${p}_THREADS`],
   });
+  checkModes(e);
   return {
     redisUrl: e.REDIS_URL,
     redisAppendfsync: e.REDIS_APPENDFSYNC,
@@ -190,6 +239,10 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     logLevel: e.LOG_LEVEL,
     hfToken: e.HF_TOKEN,
     gpuId: e.GPU_ID,
+    talkerCoresident: e.TALKER_CORESIDENT,
+    forceLoad: e.FORCE_LOAD,
+    vllmBin: e.VLLM_BIN,
+    llamaServerBin: e.LLAMA_SERVER_BIN,
     gpuPolicy: e.GPU_POLICY,
     deadlinesMs: { interactive: e.INTERACTIVE_DEADLINE_MS, normal: e.NORMAL_DEADLINE_MS, batch: e.BATCH_DEADLINE_MS },
     maxDepths: { interactive: e.INTERACTIVE_MAX_DEPTH, normal: e.NORMAL_MAX_DEPTH, batch: e.BATCH_MAX_DEPTH },
@@ -207,4 +260,29 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     bodyLimitBytes: e.BODY_LIMIT_BYTES,
     profiles: { student: profile("student", "STUDENT"), talker: profile("talker", "TALKER") },
   };
+}
+
+/** What one variable demands of another. Throws `invalid-configuration`. */
+// biome-ignore lint/suspicious/noExplicitAny: see readConfig
+function checkModes(e: any): void {
+  const wrong = (["STUDENT", "TALKER"] as const).flatMap((p) => {
+    const mode: EngineMode = e[`${p}_MODE`];
+    const lines: string[] = [];
+    if (mode !== "embedded" && mode !== "llamacpp" && e[`${p}_MODEL`] === undefined) {
+      lines.push(
+        `${p}_MODEL: expected a model for ${p}_MODE=${mode}; the shipped ones are GGUF files for embedded and llamacpp; got nothing`,
+      );
+    }
+    if (mode === "remote" && e[`${p}_URL`] === undefined)
+      lines.push(`${p}_URL: expected the server's address for ${p}_MODE=remote; got nothing`);
+    if (e[`${p}_SLEEP_LEVEL`] > 0 && mode !== "vllm")
+      lines.push(`${p}_SLEEP_LEVEL: expected 0: only vllm can sleep; got ${e[`${p}_SLEEP_LEVEL`]}`);
+    return lines;
+  });
+  if (e.TALKER_CORESIDENT && !(e.TALKER_MODE === "llamacpp" && e.TALKER_NGL === 0)) {
+    wrong.push(
+      "TALKER_CORESIDENT: expected TALKER_MODE=llamacpp and TALKER_NGL=0 beside it: only a Talker without VRAM may stay up beside the Student",
+    );
+  }
+  if (wrong.length > 0) throw new MathllmError("invalid-configuration", `${wrong.join("\n")}\nSee .env.example.`);
 }

@@ -2,12 +2,13 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { randomBytes, randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { link, mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
-import net from "node:net";
+import type net from "node:net";
 import path from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { z } from "zod";
 import { openRedis, waitForRedis } from "./connection.ts";
 import { MathllmError } from "./errors.ts";
+import { findFreePort } from "./free-port.ts";
 import { isAlive, ownIdentity, type ProcessIdentity, startTicksOf } from "./process-identity.ts";
 import { findRedisBinary, libraryEnv } from "./redis-binary.ts";
 
@@ -103,7 +104,7 @@ async function takeOver(folder: string, running: Instance, options: EmbeddedRedi
 async function startNew(folder: string, options: EmbeddedRedisOptions): Promise<EmbeddedRedis> {
   const password = randomBytes(24).toString("hex");
   for (let tries = 1; ; tries++) {
-    const port = await freePort();
+    const port = await findFreePort();
     await writePrivate(path.join(folder, "redis.conf"), configOf(folder, port, password, options.appendfsync));
     const server = new RedisServer(folder, { port, password }, options);
     try {
@@ -259,15 +260,6 @@ save ""
 maxmemory-policy noeviction
 daemonize no
 `;
-}
-
-async function freePort(): Promise<number> {
-  const server = net.createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address() as net.AddressInfo;
-  server.close();
-  await once(server, "close");
-  return port;
 }
 
 async function readInstance(folder: string): Promise<Instance | undefined> {

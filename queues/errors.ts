@@ -34,6 +34,7 @@ export const ERRORS = {
   "out-of-memory": { status: 503, title: "The model does not fit into the memory", retryable: true },
   "job-crashes-model": { status: 500, title: "The model server died each time it ran this job", retryable: false },
   "gpu-in-use": { status: 409, title: "Another process holds the GPU", retryable: true },
+  "engine-missing": { status: 500, title: "The engine's program is not there", retryable: false },
   "model-missing": { status: 500, title: "The model's file is not there", retryable: false },
   "model-invalid": { status: 500, title: "The model's file can't be used", retryable: false },
   "model-download-failed": { status: 502, title: "The model could not be downloaded", retryable: true },

@@ -18,6 +18,8 @@ export function expectedWaitMs(
   const serving = workers.filter((worker) => worker.phase !== "standby" && worker.phase !== "stopping" && !worker.drained);
   const worker = serving.find((each) => each.residentModel === role) ?? serving.find((each) => each.loadingModel === role) ?? serving[0];
   if (worker === undefined) return null;
+  const resident = worker.residentModel ?? worker.loadingModel;
+  const running = serving.filter((each) => each.residentModel === resident).reduce((sum, each) => sum + each.running, 0);
   const model = (of: Role): EstimatedModel => {
     const { arrivalsPerMs, serviceMs, swapMs } = worker.models[of];
     const having = serving.filter((each) => each.residentModel === of);
@@ -37,9 +39,9 @@ export function expectedWaitMs(
     class: name,
     ahead,
     models: Object.fromEntries(ROLES.map((of) => [of, model(of)])) as Record<Role, EstimatedModel>,
-    resident: worker.residentModel ?? worker.loadingModel,
+    resident,
     ready: worker.residentModel !== null,
-    running: worker.running,
+    running,
     deadlineMs: worker.deadlinesMs[name],
   });
 }

@@ -120,7 +120,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     startTimeoutMs: config.engineStartTimeoutMs,
     healthTimeoutMs: config.engineHealthTimeoutMs,
     stopGraceMs: config.shutdownGraceMs,
-    recordModelServer: (identity) => lease.recordModelServer(identity),
+    recordModelServers: (identities) => lease.recordModelServers(identities),
     idleLevel: new IdleLevel(gpuId, onGpu),
     onState: (state) => {
       tell("server", { state, role: slot.resident?.role ?? slot.loading });
@@ -275,7 +275,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     depths: Object.fromEntries(ROLES.map((role) => [role, dispatcher?.backlog?.[role].depth ?? null])),
     running: dispatcher?.running ?? 0,
     rssBytes: residentMemoryBytes(process.pid),
-    modelServerRssBytes: slot.resident === null ? null : residentMemoryBytes(slot.resident.pid),
+    modelServerRssBytes: slot.server.pid === null ? null : residentMemoryBytes(slot.server.pid),
   }));
   await pruneStatuses(redis);
   await beat();

@@ -93,6 +93,10 @@ export class FakeEngine implements Engine {
       completionTokensTotal: this.#gpu.served,
       draftTokensTotal: null,
       draftAcceptedTokensTotal: null,
+      kvCacheUsage: null,
+      preemptionsTotal: null,
+      prefixCacheHitTokensTotal: null,
+      prefixCacheQueryTokensTotal: null,
     };
   }
 

@@ -48,9 +48,9 @@ export function engineContract(name: string, createEngine: () => Engine, profile
 
     test("the health check fails while the process is stopped, and not after", async () => {
       await engine.health(5000);
-      process.kill(endpoint.pid, "SIGSTOP");
+      process.kill(endpoint.pid!, "SIGSTOP");
       await expect(engine.health(200)).rejects.toThrow();
-      process.kill(endpoint.pid, "SIGCONT");
+      process.kill(endpoint.pid!, "SIGCONT");
       await engine.health(5000);
     });
 
@@ -189,7 +189,7 @@ export function engineContract(name: string, createEngine: () => Engine, profile
       const running = Array.from({ length: profile.maxNumSeqs }, () =>
         client.chat(
           { messages: solvePrompt(longest), maxTokens: 300, temperature: 0 },
-          { signal: never, onText: () => process.kill(endpoint.pid, "SIGKILL") },
+          { signal: never, onText: () => process.kill(endpoint.pid!, "SIGKILL") },
         ),
       );
       const broken = (await Promise.allSettled(running)).filter(({ status }) => status === "rejected");
@@ -205,9 +205,9 @@ export function engineContract(name: string, createEngine: () => Engine, profile
       const engine = createEngine();
       const { pid, startTicks } = await engine.start(profile);
       await engine.ready(START_TIMEOUT_MS);
-      expect(isAlive({ pid, startTicks })).toBe(true);
+      expect(isAlive({ pid: pid!, startTicks })).toBe(true);
       await engine.stop(5000);
-      expect(isAlive({ pid, startTicks })).toBe(false);
+      expect(isAlive({ pid: pid!, startTicks })).toBe(false);
       await engine.stop(5000);
     });
 
@@ -225,7 +225,7 @@ export function engineContract(name: string, createEngine: () => Engine, profile
       const ready = engine.ready(START_TIMEOUT_MS);
       ready.catch(() => {});
       await engine.stop(5000);
-      expect(isAlive({ pid, startTicks })).toBe(false);
+      expect(isAlive({ pid: pid!, startTicks })).toBe(false);
       await expect(ready).rejects.toMatchObject({ code: "engine-failed" });
     });
 
@@ -233,7 +233,7 @@ export function engineContract(name: string, createEngine: () => Engine, profile
       const engine = createEngine();
       const { pid } = await engine.start(profile);
       const ready = engine.ready(START_TIMEOUT_MS);
-      process.kill(pid, "SIGKILL");
+      process.kill(pid!, "SIGKILL");
       await expect(ready).rejects.toMatchObject({ code: "engine-failed", message: expect.stringContaining("SIGKILL") });
     });
 

@@ -7,7 +7,7 @@ import { keys } from "../../queues/names.ts";
 import { isAlive, type ProcessIdentity, startTicksOf } from "../../queues/process-identity.ts";
 import { liveWorkers } from "../../queues/worker-status.ts";
 import { takeHostLock } from "../../workers/gpu/host-lock.ts";
-import { freePort, portOwner } from "../../workers/gpu/left-behind.ts";
+import { clearPort, portOwner } from "../../workers/gpu/left-behind.ts";
 import { FakeGpu } from "../fakes/fake-engine.ts";
 import { type GpuSystem, startGpuSystem } from "../gpu-system.ts";
 
@@ -165,16 +165,16 @@ test("a port is freed of a model server whose worker is gone; anyone else's is r
   const orphan = await listener({ MATHLLM_PARENT: `${gone.pid}:${goneTicks ?? 1}` });
   orphan.child.kill("SIGSTOP");
   expect(portOwner(orphan.port)?.pid).toBe(orphan.child.pid);
-  expect((await freePort(orphan.port))?.pid).toBe(orphan.child.pid);
-  expect(await freePort(orphan.port)).toBeNull();
+  expect((await clearPort(orphan.port))?.pid).toBe(orphan.child.pid);
+  expect(await clearPort(orphan.port)).toBeNull();
 
   const wanted = await listener({ MATHLLM_PARENT: `${process.pid}:${startTicksOf(process.pid)}` });
-  await expect(freePort(wanted.port)).rejects.toMatchObject({
+  await expect(clearPort(wanted.port)).rejects.toMatchObject({
     code: "port-in-use",
     message: expect.stringContaining(`process ${wanted.child.pid}`),
   });
   const strange = await listener({});
-  await expect(freePort(strange.port)).rejects.toMatchObject({ code: "port-in-use" });
+  await expect(clearPort(strange.port)).rejects.toMatchObject({ code: "port-in-use" });
 });
 
 test("two GPUs on the same queues: each serves one model, nothing thrashes", async () => {

@@ -33,11 +33,19 @@ const errorSchema = z.object({ error: z.object({ message: z.string(), code: z.un
 
 const MAX_CONNECTIONS = 256;
 
+export interface ChatClientOptions {
+  /** The name the server knows the model by, where it serves more than one. */
+  model?: string;
+  apiKey?: string;
+}
+
 /** Talks to one model server in the OpenAI chat form, always streamed. Works with any server of that form. */
 export class ChatClient {
   readonly #pool: Pool;
+  readonly #options: ChatClientOptions;
 
-  constructor(baseUrl: string) {
+  constructor(baseUrl: string, options: ChatClientOptions = {}) {
+    this.#options = options;
     // A queued request may get its first byte only after the ones before it: the job's own clock bounds the time, not the pool.
     this.#pool = new Pool(baseUrl, { connections: MAX_CONNECTIONS, headersTimeout: 0, bodyTimeout: 0, connectTimeout: 5000 });
   }
@@ -62,11 +70,24 @@ export class ChatClient {
 
   async #chat(request: ChatRequest, { signal, onText }: { signal: AbortSignal; onText?: (text: string) => void }): Promise<ChatReply> {
     const { messages, maxTokens, temperature, topP, topK, minP, seed, stop } = request;
-    const body = { messages, max_tokens: maxTokens, temperature, top_p: topP, top_k: topK, min_p: minP, seed, stop };
+    const body = {
+      model: this.#options.model,
+      messages,
+      max_tokens: maxTokens,
+      temperature,
+      top_p: topP,
+      top_k: topK,
+      min_p: minP,
+      seed,
+      stop,
+    };
     const response = await this.#pool.request({
       method: "POST",
       path: "/v1/chat/completions",
-      headers: { "content-type": "application/json" },
+      headers: {
+        "content-type": "application/json",
+        ...(this.#options.apiKey === undefined ? {} : { authorization: `Bearer ${this.#options.apiKey}` }),
+      },
       body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
       signal,
     });

@@ -1,26 +1,14 @@
-import { type ChildProcess, spawn } from "node:child_process";
 import path from "node:path";
-import readline from "node:readline";
 import { GgufInsights, readGgufFileInfo } from "node-llama-cpp";
 import type { Logger } from "pino";
 import type { ModelProfile } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
-import { startTicksOf } from "../../queues/process-identity.ts";
 import { ChatClient } from "./chat-client.ts";
 import type { EmbeddedProfile, FromChild, ToChild } from "./embedded-messages.ts";
-import {
-  type Endpoint,
-  type Engine,
-  type EngineExit,
-  type EngineMetrics,
-  type Footprint,
-  PARENT_VARIABLE,
-  type ReadyModel,
-} from "./engine.ts";
+import type { Endpoint, Engine, EngineExit, EngineMetrics, Footprint, ReadyModel } from "./engine.ts";
 import { type ModelFile, resolveModelFile } from "./model-file.ts";
-import { tellsOfOutOfMemory } from "./out-of-memory.ts";
+import { ServerProcess } from "./server-process.ts";
 
-const KEPT_LINES = 40;
 const LISTEN_TIMEOUT_MS = 60_000;
 const PROGRESS_EVERY_MS = 2000;
 const DRAFTING_THREADS = 4;
@@ -40,21 +28,20 @@ export function createEmbeddedEngine(options: EmbeddedEngineOptions): Engine {
 }
 
 class EmbeddedEngine implements Engine {
-  readonly exited: Promise<EngineExit>;
   readonly #options: EmbeddedEngineOptions;
-  readonly #lastLines: string[] = [];
+  readonly #process: ServerProcess;
   readonly #stopped = new AbortController();
-  #resolveExited!: (exit: EngineExit) => void;
-  #child: ChildProcess | undefined;
   #baseUrl = "";
   #modelId = "";
   #file: ModelFile | undefined;
 
   constructor(options: EmbeddedEngineOptions) {
     this.#options = options;
-    this.exited = new Promise((resolve) => {
-      this.#resolveExited = resolve;
-    });
+    this.#process = new ServerProcess(options.log);
+  }
+
+  get exited(): Promise<EngineExit> {
+    return this.#process.exited;
   }
 
   async start(profile: ModelProfile): Promise<Endpoint> {
@@ -64,7 +51,15 @@ class EmbeddedEngine implements Engine {
     this.#file = file;
     this.#modelId = path.basename(file.path, ".gguf");
     this.#stopped.signal.throwIfAborted();
-    const child = this.#spawn(draft === undefined ? 1 : DRAFTING_THREADS);
+    // With several sequences Node's thread pool in the child has to be one: node-llama-cpp samples them at the same time, and llama.cpp
+    // reorders its logits when first read, so answers would get each other's tokens. Drafting (one sequence) needs more.
+    const poolThreads = draft === undefined ? 1 : DRAFTING_THREADS;
+    const identity = await this.#process.start(
+      process.execPath,
+      [path.join(import.meta.dirname, "embedded-server.ts")],
+      { ...process.env, HF_TOKEN: undefined, REDIS_URL: undefined, UV_THREADPOOL_SIZE: String(poolThreads) },
+      { ipc: true },
+    );
     const message: EmbeddedProfile = {
       modelPath: file.path,
       modelId: this.#modelId,
@@ -84,7 +79,7 @@ class EmbeddedEngine implements Engine {
     this.#tell({ type: "listen", profile: message });
     const { port } = await listening;
     this.#baseUrl = `http://127.0.0.1:${port}`;
-    return { baseUrl: this.#baseUrl, pid: child.pid!, startTicks: startTicksOf(child.pid!) };
+    return { baseUrl: this.#baseUrl, ...identity };
   }
 
   async ready(timeoutMs: number): Promise<ReadyModel> {
@@ -96,7 +91,7 @@ class EmbeddedEngine implements Engine {
     try {
       await client.chat({ messages: [{ role: "user", content: "1 + 1" }], maxTokens: 1 }, { signal: deadline });
     } catch (error) {
-      throw deadline.aborted ? this.#late("ready", timeoutMs) : error;
+      throw deadline.aborted ? this.#process.late("ready", timeoutMs) : error;
     } finally {
       await client.close();
     }
@@ -105,12 +100,7 @@ class EmbeddedEngine implements Engine {
 
   async stop(graceMs: number): Promise<void> {
     this.#stopped.abort(new MathllmError("engine-failed", "The model server was stopped before it was started."));
-    const child = this.#child;
-    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
-    child.kill(graceMs > 0 ? "SIGTERM" : "SIGKILL");
-    const timer = setTimeout(() => child.kill("SIGKILL"), graceMs);
-    await this.exited;
-    clearTimeout(timer);
+    await this.#process.stop(graceMs);
   }
 
   async health(timeoutMs: number): Promise<void> {
@@ -148,6 +138,10 @@ class EmbeddedEngine implements Engine {
       completionTokensTotal: value("completion_tokens_total"),
       draftTokensTotal: value("draft_tokens_total"),
       draftAcceptedTokensTotal: value("draft_accepted_tokens_total"),
+      kvCacheUsage: null,
+      preemptionsTotal: null,
+      prefixCacheHitTokensTotal: null,
+      prefixCacheQueryTokensTotal: null,
     };
   }
 
@@ -168,44 +162,14 @@ class EmbeddedEngine implements Engine {
     });
   }
 
-  /**
-   * `poolThreads`: Node's thread pool in the child. With several sequences it has to be one: node-llama-cpp samples them at the same time,
-   * and llama.cpp reorders its logits when first read, so answers would get each other's tokens. Drafting (one sequence) needs more.
-   */
-  #spawn(poolThreads: number): ChildProcess {
-    // A group of its own: Ctrl-C on the terminal is for the worker, which drains first.
-    const child = spawn(process.execPath, [path.join(import.meta.dirname, "embedded-server.ts")], {
-      stdio: ["ignore", "pipe", "pipe", "ipc"],
-      detached: true,
-      env: {
-        ...process.env,
-        HF_TOKEN: undefined,
-        REDIS_URL: undefined,
-        UV_THREADPOOL_SIZE: String(poolThreads),
-        [PARENT_VARIABLE]: `${process.pid}:${startTicksOf(process.pid)}`,
-      },
-    });
-    this.#child = child;
-    for (const stream of [child.stdout!, child.stderr!]) {
-      readline.createInterface({ input: stream }).on("line", (line) => {
-        this.#lastLines.push(line);
-        if (this.#lastLines.length > KEPT_LINES) this.#lastLines.shift();
-        this.#options.log?.debug({ pid: child.pid, line }, "model server");
-      });
-    }
-    child.once("error", () => this.#resolveExited({ code: null, signal: null, lastLines: this.#lastLines }));
-    child.once("close", (code, signal) => this.#resolveExited({ code, signal, lastLines: this.#lastLines }));
-    return child;
-  }
-
   #tell(message: ToChild): void {
     // A child that is gone shows in `exited`; that the message did not reach it says nothing more.
-    this.#child!.send(message, () => {});
+    this.#process.child!.send(message, () => {});
   }
 
   /** The child's next message of this type; rejects with its own error, its exit, or the time-out. */
   async #answer<T extends FromChild["type"]>(type: T, timeoutMs: number): Promise<Extract<FromChild, { type: T }>> {
-    const child = this.#child;
+    const child = this.#process.child;
     if (child === undefined) throw new MathllmError("engine-failed", "The model server was not started.");
     let timer: NodeJS.Timeout | undefined;
     let onMessage: (message: unknown) => void = () => {};
@@ -217,30 +181,12 @@ class EmbeddedEngine implements Engine {
           if (message.type === "failed") reject(new MathllmError(message.code, message.detail));
         };
         child.on("message", onMessage);
-        timer = setTimeout(() => reject(this.#late(type, timeoutMs)), timeoutMs);
-        this.exited.then(({ code, signal }) =>
-          reject(
-            new MathllmError(
-              tellsOfOutOfMemory(this.#lastLines.join("\n")) ? "out-of-memory" : "engine-failed",
-              `The model server ended while starting (code ${code}, signal ${signal}). ${this.#tail()}`,
-            ),
-          ),
-        );
+        timer = setTimeout(() => reject(this.#process.late(type, timeoutMs)), timeoutMs);
+        this.#process.died("starting").catch(reject);
       });
     } finally {
       clearTimeout(timer);
       child.off("message", onMessage);
     }
-  }
-
-  #late(state: FromChild["type"], timeoutMs: number): MathllmError {
-    return new MathllmError(
-      "engine-failed",
-      `The model server was not ${state} within ${timeoutMs} ms. Raise ENGINE_START_TIMEOUT_MS. ${this.#tail()}`,
-    );
-  }
-
-  #tail(): string {
-    return this.#lastLines.length === 0 ? "It printed nothing." : `Its last lines: ${this.#lastLines.slice(-5).join(" | ")}`;
   }
 }

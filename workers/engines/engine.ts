@@ -7,7 +7,8 @@ export const PARENT_VARIABLE = "MATHLLM_PARENT";
 export interface Endpoint {
   /** `http://127.0.0.1:8009`, without `/v1`. */
   baseUrl: string;
-  pid: number;
+  /** null for a server that someone else runs. */
+  pid: number | null;
   /** Field 22 of /proc/PID/stat (clock ticks since boot), so that a recycled pid is not mistaken for the server; null off Linux. */
   startTicks: number | null;
 }
@@ -35,6 +36,12 @@ export interface EngineMetrics {
   completionTokensTotal: number;
   draftTokensTotal: number | null;
   draftAcceptedTokensTotal: number | null;
+  /** Share of the KV cache in use, 0 to 1. */
+  kvCacheUsage: number | null;
+  /** Requests put off for want of KV cache. */
+  preemptionsTotal: number | null;
+  prefixCacheHitTokensTotal: number | null;
+  prefixCacheQueryTokensTotal: number | null;
 }
 
 export interface EngineExit {
@@ -60,6 +67,10 @@ export interface Engine {
   ready(timeoutMs: number): Promise<ReadyModel>;
   /** Resolves only when the process is gone and its memory with it; kills it after `graceMs`. Safe to call twice and before `ready`. */
   stop(graceMs: number): Promise<void>;
+  /** Only where the engine can: gives the GPU's memory back but for a residual, and keeps the process. Rejects when it did not fall asleep. */
+  sleep?(level: 1 | 2): Promise<void>;
+  /** The reverse; resolves when it can answer again. */
+  wake?(timeoutMs: number): Promise<void>;
   /** Resolves when the running server answers its health check; rejects after `timeoutMs`. */
   health(timeoutMs: number): Promise<void>;
   /** The files that a load of the profile reads, if they are on this machine: paths. */

@@ -157,7 +157,7 @@ async function publishedFiles(reference: string, hfToken?: string): Promise<{ oi
 }
 
 /** SHA-256 of a file, remembered by path, size and time of change: reading five gigabytes at every load would cost half a minute. */
-async function digestOf(file: string, dataDir: string): Promise<string> {
+export async function digestOf(file: string, dataDir: string): Promise<string> {
   const cacheFile = digestsFile(dataDir);
   const key = await digestKey(file);
   const cache = await readDigests(cacheFile);

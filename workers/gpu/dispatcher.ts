@@ -164,7 +164,7 @@ export class Dispatcher {
     clearTimeout(timer);
     for (const worker of Object.values(workers)) worker.cancelAllJobs(new HandBack("the worker stops") as unknown as string);
     await ended;
-    await slot.unload(graceMs === 0 ? 0 : undefined);
+    await slot.unload(graceMs === 0 ? { graceMs: 0 } : {});
   }
 
   /** Ends the grace of a `stop` under way. */
@@ -388,7 +388,7 @@ export class Dispatcher {
     const drainStartedAt = this.#drainStartedAt ?? performance.now();
     const emptyAt = Math.max(drainStartedAt, this.#emptySince);
     try {
-      const unloaded = await slot.unload();
+      const unloaded = await slot.unload({ maySleep: true });
       if (this.#stopping) return;
       const loaded = await slot.load(to);
       guardrails.loaded(to);

@@ -51,16 +51,16 @@ export class IdleLevel {
   }
 
   /**
-   * Resolves when the memory is back at the idle level: null. After 30 s it gives up with what it saw: another program may have
+   * Resolves when the memory is back at the idle level, `residualBytes` aside: null. After 30 s it gives up with what it saw: another program may have
    * taken memory meanwhile, and waiting for ever would be worse than a load that may fail.
    */
-  async freed(): Promise<string | null> {
+  async freed(residualBytes = 0): Promise<string | null> {
     const idleBytes = this.#usedBytes;
     if (idleBytes === null) return null;
     const giveUpAt = Date.now() + FREED_TIMEOUT_MS;
     for (;;) {
       const vram = await readVram(this.#gpuId);
-      if (vram === null || vram.usedBytes <= idleBytes + IDLE_TOLERANCE_BYTES) return null;
+      if (vram === null || vram.usedBytes <= idleBytes + residualBytes + IDLE_TOLERANCE_BYTES) return null;
       if (Date.now() > giveUpAt) {
         return `${vram.usedBytes} bytes of VRAM are in use ${FREED_TIMEOUT_MS} ms after the model server ended, ${idleBytes} were before it was loaded: another program has taken memory`;
       }

@@ -23,7 +23,8 @@ const holderSchema = z.object({
   fence: z.number(),
   host: z.string(),
   worker: identitySchema,
-  modelServer: identitySchema.nullable(),
+  /** Every process that may hold the GPU's memory, sleeping ones too. */
+  modelServers: z.array(identitySchema),
 });
 export type Holder = z.infer<typeof holderSchema>;
 
@@ -54,7 +55,7 @@ export class Lease {
   readonly #ttlMs: number;
   readonly #owner: string;
   #fence = 0;
-  #modelServer: ProcessIdentity | null = null;
+  #modelServers: ProcessIdentity[] = [];
   #confirmedAt = 0;
   #lost = false;
   #timer: NodeJS.Timeout | undefined;
@@ -85,7 +86,7 @@ export class Lease {
   async acquire(signal: AbortSignal, onLost: () => void): Promise<Holder | null> {
     this.#onLost = onLost;
     this.#lost = false;
-    this.#modelServer = null;
+    this.#modelServers = [];
     const [leaseKey] = this.#keys();
     while ((await this.#redis.set(leaseKey, this.#owner, "PX", this.#ttlMs, "NX")) !== "OK") {
       const holder = await this.#readHolder();
@@ -102,19 +103,19 @@ export class Lease {
     this.#confirmedAt = performance.now();
     this.#schedule();
     // Until the last holder's model server is seen dead it stays on record, lest our own death hides it from the next.
-    this.#modelServer = previous !== null && previous.host === hostBoot() ? previous.modelServer : null;
+    this.#modelServers = previous !== null && previous.host === hostBoot() ? previous.modelServers : [];
     await this.#renew();
     return previous;
   }
 
   /**
-   * Records which process holds the GPU's memory, before it allocates any; null once the memory is free again. Throws
+   * Records which processes hold the GPU's memory, before they allocate any; none once it is free again. Throws
    * `engine-failed` when the lease turns out to be lost: then nothing may be allocated.
    */
-  async recordModelServer(identity: ProcessIdentity | null): Promise<void> {
-    this.#modelServer = identity;
+  async recordModelServers(identities: ProcessIdentity[]): Promise<void> {
+    this.#modelServers = identities;
     await this.#renew();
-    if (identity !== null && this.#lost) throw new MathllmError("engine-failed", "Another worker holds the GPU by now.");
+    if (identities.length > 0 && this.#lost) throw new MathllmError("engine-failed", "Another worker holds the GPU by now.");
   }
 
   /** Gives the lease back. The caller has stopped its model server. */
@@ -155,7 +156,7 @@ export class Lease {
       fence: this.#fence,
       host: hostBoot(),
       worker: ownIdentity(),
-      modelServer: this.#modelServer,
+      modelServers: this.#modelServers,
     };
     const outcome = await this.#redis.eval(RENEW_SCRIPT, 3, ...this.#keys(), this.#owner, this.#ttlMs, JSON.stringify(holder), this.#fence);
     if (outcome === 0) {

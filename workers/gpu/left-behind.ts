@@ -53,7 +53,7 @@ export function portOwner(port: number): (ProcessIdentity & { command: string })
  * Stops a model server of ours whose worker is gone and that still holds this port: one that was stopped (SIGSTOP) when its worker
  * died misses its end. Returns it, or null when the port was free. Throws `port-in-use`, naming the process, when it is anyone else's.
  */
-export async function freePort(port: number): Promise<ProcessIdentity | null> {
+export async function clearPort(port: number): Promise<ProcessIdentity | null> {
   const owner = port === 0 ? null : portOwner(port);
   if (owner === null) return null;
   const parent = parentOf(owner.pid);

@@ -10,17 +10,25 @@ import type { Engine, EngineExit, EngineFactory, ReadyModel } from "../engines/e
 import { kernelOomKills } from "../engines/out-of-memory.ts";
 import type { IdleLevel } from "./gpu-memory.ts";
 import type { ServerDeath } from "./guardrails.ts";
-import { freePort, isStopped } from "./left-behind.ts";
+import { clearPort, isStopped } from "./left-behind.ts";
+import { SleepingServers } from "./sleeping-servers.ts";
 
-export interface Resident {
+/** A model server that is up, or sleeps. */
+export interface LoadedModel {
   role: Role;
   engine: Engine;
-  client: ChatClient;
+  baseUrl: string;
   model: ReadyModel;
   /** As it was started: requests at once, context, answer length. */
   profile: ModelProfile;
+  /** null for a server that someone else runs. */
+  identity: ProcessIdentity | null;
+}
+
+/** The model that can serve. */
+export interface Resident extends LoadedModel {
+  client: ChatClient;
   since: number;
-  pid: number;
 }
 
 /** Milliseconds of one load. The engine's own: `spawnMs` and `warmupMs`; the rest of `totalMs` is ours. */
@@ -42,8 +50,8 @@ export interface ModelSlotOptions {
   startTimeoutMs: number;
   healthTimeoutMs: number;
   stopGraceMs: number;
-  /** Told before a model server may allocate its first byte, and again (null) when its memory is free. */
-  recordModelServer: (identity: ProcessIdentity | null) => Promise<void>;
+  /** Told before a model server may allocate its first byte, and again when its memory is free: all that hold any, sleeping ones too. */
+  recordModelServers: (identities: ProcessIdentity[]) => Promise<void>;
   idleLevel: IdleLevel;
   onState: (state: ServerState) => void;
   /** A server that was ready has died by itself; its memory is free. */
@@ -78,6 +86,7 @@ const DEATH_NOTICE_MS = 1000;
 
 export class ModelSlot {
   readonly #options: ModelSlotOptions;
+  readonly #sleeping: SleepingServers;
   #state: ServerState = "stopped";
   #stateSince = Date.now();
   #lastError: string | null = null;
@@ -91,6 +100,7 @@ export class ModelSlot {
 
   constructor(options: ModelSlotOptions) {
     this.#options = options;
+    this.#sleeping = new SleepingServers(options.idleLevel, options.log);
   }
 
   /** The model that can serve: null while it is starting or stopping. */
@@ -103,7 +113,7 @@ export class ModelSlot {
   }
 
   get server(): { state: ServerState; pid: number | null; since: number; lastError: string | null } {
-    return { state: this.#state, pid: this.#resident?.pid ?? null, since: this.#stateSince, lastError: this.#lastError };
+    return { state: this.#state, pid: this.#resident?.identity?.pid ?? null, since: this.#stateSince, lastError: this.#lastError };
   }
 
   /** Loads a model into the empty slot. Throws the engine's error, with nothing left running. */
@@ -111,11 +121,15 @@ export class ModelSlot {
     return this.#inTurn(() => this.#load(role));
   }
 
-  /** Resolves when the slot is empty and the memory is free. `graceMs` 0 kills at once. */
-  unload(graceMs = this.#options.stopGraceMs): Promise<UnloadTimes> {
+  /**
+   * Resolves when the slot is empty and the memory is free. `graceMs` 0 kills at once. With `maySleep` a server that can sleep does,
+   * to be woken by the next load of its model; without, sleeping ones are stopped too.
+   */
+  unload({ graceMs = this.#options.stopGraceMs, maySleep = false } = {}): Promise<UnloadTimes> {
     return this.#inTurn(async () => {
       const startedAt = performance.now();
-      const engineMs = await this.#stop(graceMs);
+      const engineMs = await this.#stop(graceMs, maySleep);
+      if (!maySleep) await this.#sleeping.stopAll();
       return { engineMs, totalMs: performance.now() - startedAt };
     });
   }
@@ -154,29 +168,33 @@ export class ModelSlot {
     const startedAt = performance.now();
     const { profileOf, createEngine, log } = this.#options;
     const profile = profileOf(role);
-    const engine = createEngine(profile);
-    this.#engine = engine;
     this.#loading = role;
     this.#hung = null;
     this.#oomKills = kernelOomKills();
     this.#enter("starting");
+    const asleep = await this.#sleeping.take(role, profile);
+    if (asleep !== null && (await this.#wake(asleep))) {
+      this.#loading = null;
+      const totalMs = performance.now() - startedAt;
+      return { spawnMs: 0, warmupMs: totalMs, totalMs };
+    }
+    const engine = createEngine(profile);
+    this.#engine = engine;
     try {
-      const orphan = await freePort(profile.port);
+      const orphan = await clearPort(profile.port);
       if (orphan !== null) log.warn({ pid: orphan.pid, port: profile.port }, "stopped a model server that had outlived its worker");
       await this.#options.idleLevel.measure();
       const spawningAt = performance.now();
       const endpoint = await engine.start(profile);
       const spawnMs = performance.now() - spawningAt;
-      await this.#options.recordModelServer({ pid: endpoint.pid, startTicks: endpoint.startTicks });
+      const identity = endpoint.pid === null ? null : { pid: endpoint.pid, startTicks: endpoint.startTicks };
+      await this.#record(identity);
       this.#enter("warming");
       const warmingAt = performance.now();
       const model = await engine.ready(this.#options.startTimeoutMs);
       const warmupMs = performance.now() - warmingAt;
-      this.#resident = { role, engine, client: new ChatClient(endpoint.baseUrl), model, profile, since: Date.now(), pid: endpoint.pid };
-      this.#lastError = null;
-      this.#enter("ready");
       void engine.exited.then((exit) => this.#exited(engine, exit));
-      void this.#watchHealth(engine, { pid: endpoint.pid, startTicks: endpoint.startTicks });
+      this.#ready({ role, engine, baseUrl: endpoint.baseUrl, model, profile, identity });
       const totalMs = performance.now() - startedAt;
       log.info({ role, model: model.modelId, pid: endpoint.pid, ms: Math.round(totalMs) }, "model is resident");
       return { spawnMs, warmupMs, totalMs };
@@ -193,13 +211,46 @@ export class ModelSlot {
     }
   }
 
+  /** False when it did not wake: it is stopped, and a new one has to be started. */
+  async #wake(asleep: LoadedModel): Promise<boolean> {
+    const { engine, identity, role } = asleep;
+    this.#engine = engine;
+    try {
+      await this.#record(identity);
+      this.#enter("warming");
+      await engine.wake!(this.#options.startTimeoutMs);
+      this.#ready(asleep);
+      this.#options.log.info({ role }, "model is awake");
+      return true;
+    } catch (error) {
+      this.#options.log.warn({ role, reason: (error as Error).message }, "the sleeping model server did not wake: a new one is started");
+      this.#fail((error as Error).message);
+      await this.#stop(0);
+      this.#enter("starting");
+      return false;
+    }
+  }
+
+  #ready(loaded: LoadedModel): void {
+    const client = new ChatClient(loaded.baseUrl, { model: loaded.model.modelId, apiKey: loaded.profile.apiKey });
+    const resident = { ...loaded, client, since: Date.now() };
+    this.#resident = resident;
+    this.#lastError = null;
+    this.#enter("ready");
+    void this.#watchHealth(resident);
+  }
+
+  #record(identity: ProcessIdentity | null): Promise<void> {
+    return this.#options.recordModelServers([...(identity === null ? [] : [identity]), ...this.#sleeping.identities]);
+  }
+
   #fail(reason: string): void {
     this.#lastError = reason;
     this.#enter("failed");
   }
 
   /** Returns the milliseconds that the engine took to stop. */
-  async #stop(graceMs: number): Promise<number> {
+  async #stop(graceMs: number, maySleep = false): Promise<number> {
     const engine = this.#engine;
     const resident = this.#resident;
     this.#resident = null;
@@ -207,15 +258,14 @@ export class ModelSlot {
     this.#enter("stopping");
     await resident?.client.close();
     const stoppingAt = performance.now();
-    await engine.stop(graceMs);
+    const sleeps = maySleep && resident !== null && (await this.#sleeping.putToSleep(resident));
+    if (!sleeps) await engine.stop(graceMs);
     const engineMs = performance.now() - stoppingAt;
-    const notFreed = await this.#options.idleLevel.freed();
+    const notFreed = sleeps ? null : await this.#options.idleLevel.freed();
     if (notFreed !== null) this.#options.log.warn(notFreed);
     this.#engine = null;
     // The record only helps a successor to find a server that was left behind; this one is gone.
-    await this.#options
-      .recordModelServer(null)
-      .catch((error) => this.#options.log.warn({ err: error }, "the freed GPU could not be recorded"));
+    await this.#record(null).catch((error) => this.#options.log.warn({ err: error }, "the freed GPU could not be recorded"));
     this.#enter("stopped");
     return engineMs;
   }
@@ -242,21 +292,22 @@ export class ModelSlot {
   }
 
   /** A server that is stopped or stuck keeps its port and its jobs for ever: after `healthTimeoutMs` without an answer it is killed. */
-  async #watchHealth(engine: Engine, identity: ProcessIdentity): Promise<void> {
+  async #watchHealth(resident: Resident): Promise<void> {
+    const { engine, identity } = resident;
     const { healthTimeoutMs, log } = this.#options;
     let answeredAt = performance.now();
     for (;;) {
       await delay(Math.min(HEALTH_INTERVAL_MS, healthTimeoutMs / 3), undefined, { ref: false });
-      if (this.#resident?.engine !== engine) return;
+      if (this.#resident !== resident) return;
       try {
         await engine.health(healthTimeoutMs / 3);
         answeredAt = performance.now();
       } catch {
         // It may be busy for a moment; the clock decides.
       }
-      if (performance.now() - answeredAt < healthTimeoutMs || this.#resident?.engine !== engine) continue;
+      if (performance.now() - answeredAt < healthTimeoutMs || this.#resident !== resident) continue;
       log.error({ healthTimeoutMs }, "the model server does not answer its health check and is killed");
-      this.#hung = isStopped(identity) ? "paused" : "stuck";
+      this.#hung = identity !== null && isStopped(identity) ? "paused" : "stuck";
       await engine.stop(0);
       return;
     }

@@ -39,7 +39,7 @@ export async function takeGpu(options: SuccessionOptions): Promise<HostLock> {
   onWaiting("another worker holds the GPU's lease");
   const previous = await lease.acquire(signal, onLost);
   if (previous !== null && previous.host === hostBoot()) await clearUp(previous, options);
-  await lease.recordModelServer(null);
+  await lease.recordModelServers([]);
   const lock = await waitForHostLock(gpuId, signal, onWaiting, previous, log);
   if (previous !== null && previous.host === hostBoot() && !isAlive(previous.worker)) await recoverJobs(previous.owner, options);
   onWaiting(null);
@@ -48,9 +48,9 @@ export async function takeGpu(options: SuccessionOptions): Promise<HostLock> {
 
 async function clearUp(previous: Holder, { log }: SuccessionOptions): Promise<void> {
   if (previous.worker.pid === process.pid) return;
-  if (previous.modelServer !== null && isAlive(previous.modelServer)) {
-    log.warn({ pid: previous.modelServer.pid }, "stopping the model server that the last worker left behind");
-    await killForGood(previous.modelServer);
+  for (const server of previous.modelServers.filter(isAlive)) {
+    log.warn({ pid: server.pid }, "stopping the model server that the last worker left behind");
+    await killForGood(server);
   }
   if (isAlive(previous.worker) && isStopped(previous.worker)) {
     log.warn(

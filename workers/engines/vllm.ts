@@ -1,0 +1,143 @@
+import { createHash } from "node:crypto";
+import { readdir, readFile, stat } from "node:fs/promises";
+import path from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import type { Logger } from "pino";
+import { MathllmError } from "../../queues/errors.ts";
+import type { EngineMetrics, Footprint } from "./engine.ts";
+import { HttpEngine, type Launch, type ServerProgram } from "./http-engine.ts";
+import { digestOf } from "./model-file.ts";
+import { programOutput } from "./program-version.ts";
+import { metricSum } from "./prometheus-text.ts";
+import { vllmArguments } from "./vllm-dialect.ts";
+
+const ADVICE = "Install vLLM (a CUDA machine: pip install vllm) and set VLLM_BIN to its vllm program, or use MODE=embedded or llamacpp.";
+const SLEEP_TIMEOUT_MS = 60_000;
+const SLEEP_POLL_MS = 50;
+const WEIGHT_FILES = /\.(safetensors|bin|pt|gguf)$/;
+
+export interface VllmOptions {
+  /** The `vllm` program. */
+  bin: string;
+  /** Digests are remembered there. */
+  dataDir: string;
+  hfToken?: string;
+  log?: Logger;
+}
+
+/** vLLM as a process of its own. */
+export function createVllmEngine(options: VllmOptions): HttpEngine {
+  return new HttpEngine(vllmProgram(options), options.log);
+}
+
+export function vllmProgram({ bin, dataDir, hfToken }: VllmOptions): ServerProgram {
+  return {
+    launch: async (profile, port): Promise<Launch> => {
+      const version = await vllmVersion(bin);
+      const { args, env, notes } = vllmArguments(profile, port, version);
+      const digest = await modelDigest(profile.model, dataDir);
+      return { command: bin, args, env: { ...env, ...(hfToken === undefined ? {} : { HF_TOKEN: hfToken }) }, notes, digest };
+    },
+    contextTokens: async (baseUrl) => {
+      const response = await fetch(`${baseUrl}/v1/models`);
+      const { data } = (await response.json()) as { data: { max_model_len?: number }[] };
+      return data[0]?.max_model_len ?? 0;
+    },
+    metrics: (text): EngineMetrics => ({
+      requestsRunning: metricSum(text, "vllm:num_requests_running") ?? 0,
+      requestsWaiting: metricSum(text, "vllm:num_requests_waiting"),
+      promptTokensTotal: metricSum(text, "vllm:prompt_tokens_total") ?? 0,
+      completionTokensTotal: metricSum(text, "vllm:generation_tokens_total") ?? 0,
+      draftTokensTotal: metricSum(text, "vllm:spec_decode_num_draft_tokens_total"),
+      draftAcceptedTokensTotal: metricSum(text, "vllm:spec_decode_num_accepted_tokens_total"),
+      kvCacheUsage: metricSum(text, "vllm:kv_cache_usage_perc"),
+      preemptionsTotal: metricSum(text, "vllm:num_preemptions_total"),
+      prefixCacheHitTokensTotal: metricSum(text, "vllm:prefix_cache_hits_total"),
+      prefixCacheQueryTokensTotal: metricSum(text, "vllm:prefix_cache_queries_total"),
+    }),
+    footprint: async (profile): Promise<Footprint> => {
+      const files = await weightFiles(profile.model);
+      const sizes = await Promise.all(files.map(async (file) => (await stat(file)).size));
+      return { weightsBytes: sizes.reduce((sum, size) => sum + size, 0), contextBytes: 0 };
+    },
+    weightFiles: async (profile) => weightFiles(profile.model),
+    sleep: async (baseUrl, level) => {
+      await post(`${baseUrl}/sleep?level=${level}`, AbortSignal.timeout(SLEEP_TIMEOUT_MS));
+      // The call may return before it sleeps.
+      await untilSleeping(baseUrl, true, AbortSignal.timeout(SLEEP_TIMEOUT_MS));
+      sleepLevels.set(baseUrl, level);
+    },
+    wake: async (baseUrl, signal) => {
+      if (sleepLevels.get(baseUrl) === 2) {
+        // Level 2 has dropped the weights: room for them first, then they are read again, then the KV cache.
+        await post(`${baseUrl}/wake_up?tags=weights`, signal);
+        await post(`${baseUrl}/collective_rpc`, signal, { method: "reload_weights" });
+        await post(`${baseUrl}/wake_up?tags=kv_cache`, signal);
+      } else await post(`${baseUrl}/wake_up`, signal);
+      await untilSleeping(baseUrl, false, signal);
+    },
+  };
+}
+
+const sleepLevels = new Map<string, 1 | 2>();
+
+async function post(url: string, signal: AbortSignal, body?: object): Promise<void> {
+  const init = body === undefined ? {} : { headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
+  const response = await fetch(url, { method: "POST", signal, ...init });
+  const text = await response.text();
+  if (!response.ok) throw new MathllmError("engine-failed", `${url} answered ${response.status}: ${text.slice(0, 300)}`);
+}
+
+async function untilSleeping(baseUrl: string, sleeping: boolean, signal: AbortSignal): Promise<void> {
+  for (;;) {
+    const response = await fetch(`${baseUrl}/is_sleeping`, { signal });
+    if (((await response.json()) as { is_sleeping?: boolean }).is_sleeping === sleeping) return;
+    await delay(SLEEP_POLL_MS, undefined, { signal });
+  }
+}
+
+const versions = new Map<string, Promise<string>>();
+
+/** `0.32.0`. Starting Python and importing vLLM takes seconds, so it is asked once. */
+export function vllmVersion(bin: string): Promise<string> {
+  const known = versions.get(bin);
+  if (known !== undefined) return known;
+  const asked = programOutput(bin, ["--version"], ADVICE).then((output) => {
+    const version = /^v?(\d+\.\d+(?:\.\d+)?)/m.exec(output)?.[1];
+    if (version === undefined)
+      throw new MathllmError(
+        "engine-missing",
+        `Expected ${bin} --version to print a version; got ${output.trim().slice(0, 200)}. ${ADVICE}`,
+      );
+    return version;
+  });
+  asked.catch(() => versions.delete(bin));
+  versions.set(bin, asked);
+  return asked;
+}
+
+/** The weight files of a local folder; of a name on the hub none are known here. */
+async function weightFiles(model: string): Promise<string[]> {
+  const files = await readdir(model).catch(() => []);
+  return files.filter((file) => WEIGHT_FILES.test(file)).map((file) => path.join(model, file));
+}
+
+/** SHA-256 over the folder's configuration and weight files; of a name on the hub over the name. */
+async function modelDigest(model: string, dataDir: string): Promise<string> {
+  const files = await weightFiles(model);
+  const hash = createHash("sha256");
+  if (files.length === 0) {
+    if (path.isAbsolute(model) || model.startsWith(".")) {
+      throw new MathllmError(
+        "model-missing",
+        `Expected a Hugging Face folder with weights at ${model}; there is none. Set STUDENT_MODEL or TALKER_MODEL to one, or to owner/name.`,
+      );
+    }
+    return hash.update(model).digest("hex");
+  }
+  for (const name of ["config.json", "tokenizer.json", "tokenizer_config.json"]) {
+    hash.update(await readFile(path.join(model, name)).catch(() => ""));
+  }
+  for (const file of files.sort()) hash.update(await digestOf(file, dataDir));
+  return hash.digest("hex");
+}
