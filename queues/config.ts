@@ -97,6 +97,7 @@ export const environmentShape: Record<string, z.ZodType> = {
   ENGINE_RAM_CAP_BYTES: bytes,
   ENGINE_VRAM_CAP_BYTES: bytes,
   IDLE_UNLOAD_SECONDS: z.coerce.number().int().min(0).max(31_536_000).default(600),
+  VRAM_FREED_TIMEOUT_MS: milliseconds(30_000),
   VRAM_WATERMARK: z.coerce.number().min(0.1).max(1).default(0.98),
   SHUTDOWN_GRACE_MS: milliseconds(30_000),
   JOB_TIMEOUT_MS: milliseconds(300_000),
@@ -174,6 +175,8 @@ export interface Config {
   engineVramCapBytes?: number;
   /** After so long without work the model is unloaded; 0: never. */
   idleUnloadSeconds: number;
+  /** How long the memory of a stopped model may take to come back before the next one is loaded all the same. */
+  vramFreedTimeoutMs: number;
   /** Share of the VRAM in use above which only one job runs at a time. */
   vramWatermark: number;
   shutdownGraceMs: number;
@@ -252,6 +255,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     engineRamCapBytes: e.ENGINE_RAM_CAP_BYTES,
     engineVramCapBytes: e.ENGINE_VRAM_CAP_BYTES,
     idleUnloadSeconds: e.IDLE_UNLOAD_SECONDS,
+    vramFreedTimeoutMs: e.VRAM_FREED_TIMEOUT_MS,
     vramWatermark: e.VRAM_WATERMARK,
     shutdownGraceMs: e.SHUTDOWN_GRACE_MS,
     jobTimeoutMs: e.JOB_TIMEOUT_MS,

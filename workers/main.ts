@@ -121,7 +121,11 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     healthTimeoutMs: config.engineHealthTimeoutMs,
     stopGraceMs: config.shutdownGraceMs,
     recordModelServers: (identities) => lease.recordModelServers(identities),
-    idleLevel: new IdleLevel(gpuId, onGpu),
+    idleLevel: new IdleLevel(gpuId, onGpu, config.vramFreedTimeoutMs),
+    onNotFreed: (role, reason) => {
+      log.warn({ role }, reason);
+      tell("guardrail", { action: "memory-not-freed", role, reason });
+    },
     onState: (state) => {
       tell("server", { state, role: slot.resident?.role ?? slot.loading });
       void beat();

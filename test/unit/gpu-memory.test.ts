@@ -28,7 +28,7 @@ const answers = (...lines: string[]) => writeFile(path.join(folder, "answers"), 
 
 test("memory is free once its use is back at the level before the load, within what drivers keep", async () => {
   await answers("700, 12227", "9800, 12227", "5000, 12227", "800, 12227");
-  const level = new IdleLevel("GPU-1", true);
+  const level = new IdleLevel("GPU-1", true, 5000);
   await level.measure();
   expect(await level.freed()).toBeNull();
   expect(await readVram("GPU-1")).toEqual({ usedBytes: 800 * 1_048_576, totalBytes: 12_227 * 1_048_576 });
@@ -37,7 +37,7 @@ test("memory is free once its use is back at the level before the load, within w
 test("without a GPU, or with an answer that is no number, nothing is waited for and nothing invented", async () => {
   await answers("[N/A], [N/A]");
   expect(await readVram("GPU-1")).toBeNull();
-  const level = new IdleLevel("GPU-1", true);
+  const level = new IdleLevel("GPU-1", true, 5000);
   await level.measure();
   expect(await level.freed()).toBeNull();
   process.env.PATH = "/nowhere";

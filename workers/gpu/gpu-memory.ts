@@ -12,7 +12,6 @@ const QUERY_TIMEOUT_MS = 5000;
 const POLL_MS = 50;
 /** Drivers give memory back in pieces, and a desktop draws meanwhile. */
 const IDLE_TOLERANCE_BYTES = 256 * MEBIBYTE;
-const FREED_TIMEOUT_MS = 30_000;
 
 const run = promisify(execFile);
 
@@ -37,10 +36,12 @@ export async function readVram(gpuId: string): Promise<VramUse | null> {
 export class IdleLevel {
   readonly #gpuId: string;
   readonly #onGpu: boolean;
+  readonly #timeoutMs: number;
   #usedBytes: number | null = null;
 
   /** `onGpu`: false when there is no GPU to look at. */
-  constructor(gpuId: string, onGpu: boolean) {
+  constructor(gpuId: string, onGpu: boolean, timeoutMs: number) {
+    this.#timeoutMs = timeoutMs;
     this.#gpuId = gpuId;
     this.#onGpu = onGpu;
   }
@@ -51,18 +52,18 @@ export class IdleLevel {
   }
 
   /**
-   * Resolves when the memory is back at the idle level, `residualBytes` aside: null. After 30 s it gives up with what it saw: another program may have
+   * Resolves when the memory is back at the idle level, `residualBytes` aside: null. After `timeoutMs` it gives up with what it saw: another program may have
    * taken memory meanwhile, and waiting for ever would be worse than a load that may fail.
    */
   async freed(residualBytes = 0): Promise<string | null> {
     const idleBytes = this.#usedBytes;
     if (idleBytes === null) return null;
-    const giveUpAt = Date.now() + FREED_TIMEOUT_MS;
+    const giveUpAt = Date.now() + this.#timeoutMs;
     for (;;) {
       const vram = await readVram(this.#gpuId);
       if (vram === null || vram.usedBytes <= idleBytes + residualBytes + IDLE_TOLERANCE_BYTES) return null;
       if (Date.now() > giveUpAt) {
-        return `${vram.usedBytes} bytes of VRAM are in use ${FREED_TIMEOUT_MS} ms after the model server ended, ${idleBytes} were before it was loaded: another program has taken memory`;
+        return `${vram.usedBytes} bytes of VRAM are in use ${this.#timeoutMs} ms after the model server ended, ${idleBytes} were before it was loaded: another program has taken memory`;
       }
       await delay(POLL_MS);
     }

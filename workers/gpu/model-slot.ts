@@ -53,6 +53,8 @@ export interface ModelSlotOptions {
   /** Told before a model server may allocate its first byte, and again when its memory is free: all that hold any, sleeping ones too. */
   recordModelServers: (identities: ProcessIdentity[]) => Promise<void>;
   idleLevel: IdleLevel;
+  /** The memory of a stopped server did not come back in time; the next load is tried all the same. */
+  onNotFreed: (role: Role | null, reason: string) => void;
   onState: (state: ServerState) => void;
   /** A server that was ready has died by itself; its memory is free. */
   onDeath: (role: Role, death: ServerDeath) => Promise<void>;
@@ -262,7 +264,7 @@ export class ModelSlot {
     if (!sleeps) await engine.stop(graceMs);
     const engineMs = performance.now() - stoppingAt;
     const notFreed = sleeps ? null : await this.#options.idleLevel.freed();
-    if (notFreed !== null) this.#options.log.warn(notFreed);
+    if (notFreed !== null) this.#options.onNotFreed(resident?.role ?? null, notFreed);
     this.#engine = null;
     // The record only helps a successor to find a server that was left behind; this one is gone.
     await this.#record(null).catch((error) => this.#options.log.warn({ err: error }, "the freed GPU could not be recorded"));
