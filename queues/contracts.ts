@@ -203,6 +203,8 @@ export const workerStatusSchema = z.object({
   residentSince: z.number().nullable(),
   /** The model being loaded. */
   loadingModel: z.enum(ROLES).nullable(),
+  /** A Talker that needs no VRAM and stays up beside. */
+  coresidentModel: z.enum(ROLES).nullable(),
   server: z.object({ state: z.enum(SERVER_STATES), pid: z.number().nullable(), since: z.number(), lastError: z.string().nullable() }),
   running: z.number(),
   swaps: z.number(),

@@ -16,13 +16,14 @@ export function expectedWaitMs(
   now: number,
 ): number | null {
   const serving = workers.filter((worker) => worker.phase !== "standby" && worker.phase !== "stopping" && !worker.drained);
-  const worker = serving.find((each) => each.residentModel === role) ?? serving.find((each) => each.loadingModel === role) ?? serving[0];
+  const has = (each: WorkerStatus, of: Role | null) => each.residentModel === of || each.coresidentModel === of;
+  const worker = serving.find((each) => has(each, role)) ?? serving.find((each) => each.loadingModel === role) ?? serving[0];
   if (worker === undefined) return null;
-  const resident = worker.residentModel ?? worker.loadingModel;
-  const running = serving.filter((each) => each.residentModel === resident).reduce((sum, each) => sum + each.running, 0);
+  const resident = has(worker, role) ? role : (worker.residentModel ?? worker.loadingModel);
+  const running = serving.filter((each) => has(each, resident)).reduce((sum, each) => sum + each.running, 0);
   const model = (of: Role): EstimatedModel => {
     const { arrivalsPerMs, serviceMs, swapMs } = worker.models[of];
-    const having = serving.filter((each) => each.residentModel === of);
+    const having = serving.filter((each) => has(each, of));
     const slots = (having.length === 0 ? [worker] : having).reduce((sum, each) => sum + each.models[of].capacity.maxNumSeqs, 0);
     const oldest = backlog[of].oldest[name];
     return {
@@ -40,7 +41,7 @@ export function expectedWaitMs(
     ahead,
     models: Object.fromEntries(ROLES.map((of) => [of, model(of)])) as Record<Role, EstimatedModel>,
     resident,
-    ready: worker.residentModel !== null,
+    ready: has(worker, resident),
     running,
     deadlineMs: worker.deadlinesMs[name],
   });

@@ -29,6 +29,7 @@ export function workerStatus(over: Partial<WorkerStatus> = {}): WorkerStatus {
     residentModel: "student",
     residentSince: 1,
     loadingModel: null,
+    coresidentModel: null,
     server: { state: "ready", pid: 2, since: 1, lastError: null },
     running: 2,
     swaps: 0,

@@ -4,22 +4,11 @@ import type { Logger } from "pino";
 import { listenForCancels, moveToEnding } from "../queues/cancellation.ts";
 import type { Config } from "../queues/config.ts";
 import { answers, openRedis, type Redis, redisErrorLog, waitForRedis } from "../queues/connection.ts";
-import type { StageResult, WorkerStatus } from "../queues/contracts.ts";
+import type { WorkerStatus } from "../queues/contracts.ts";
 import { MathllmError } from "../queues/errors.ts";
 import { commandDone, type GpuControl, readGpuControl } from "../queues/gpu-control.ts";
 import { addGpuEvent, type GpuEventKind } from "../queues/gpu-events.ts";
-import {
-  CLASS_PRIORITY,
-  clientJobId,
-  isExplainId,
-  keys,
-  NEXT_PRIORITY,
-  type PriorityClass,
-  ROLES,
-  type Role,
-  roleOfJobId,
-  studentStageId,
-} from "../queues/names.ts";
+import { CLASS_PRIORITY, keys, NEXT_PRIORITY, type PriorityClass, ROLES, type Role } from "../queues/names.ts";
 import { openQueues } from "../queues/open-queues.ts";
 import { liveWorkers, pruneStatuses, publishStatus, removeStatus } from "../queues/worker-status.ts";
 import type { EngineFactory } from "./engines/engine.ts";
@@ -28,8 +17,8 @@ import { gpuIdOf } from "./gpu/gpu-identity.ts";
 import { IdleLevel, readVram, type VramUse, VramWatermark } from "./gpu/gpu-memory.ts";
 import { Guardrails } from "./gpu/guardrails.ts";
 import type { HostLock } from "./gpu/host-lock.ts";
+import { type Lane, laneOf, rolesOfLanes } from "./gpu/lanes.ts";
 import { Lease } from "./gpu/lease.ts";
-import { ManualWorker, type StageJob } from "./gpu/manual-worker.ts";
 import { ModelSlot } from "./gpu/model-slot.ts";
 import { readIntoPageCache } from "./gpu/page-cache.ts";
 import { claimLoad, peersOf } from "./gpu/peers.ts";
@@ -40,9 +29,8 @@ import { residentMemoryBytes, TelemetrySampler } from "./gpu/telemetry-sampler.t
 import { TrafficMeter } from "./gpu/traffic-meter.ts";
 import { WakeSignal } from "./gpu/wake-signal.ts";
 import { WorkerReport } from "./gpu/worker-report.ts";
-import { HandBack, stageProcessor } from "./solve/stage.ts";
-import { studentStage } from "./solve/student.ts";
-import { talkerStage } from "./solve/talker.ts";
+import { HandBack } from "./solve/stage.ts";
+import { cancelRunning, createStageWorkers } from "./solve/stage-workers.ts";
 
 const HEARTBEAT_MS = 1000;
 const REDIS_START_TIMEOUT_MS = 30_000;
@@ -91,7 +79,6 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
   const onGpu = vram !== null;
   let control: GpuControl = await readGpuControl(redis, gpuId);
   let peers = peersOf(gpuId, await liveWorkers(redis));
-  let dispatcher: Dispatcher | null = null;
   const queues = openQueues(redis, onError);
   const telemetry = new Telemetry(config.telemetryLog, log);
   const lease = new Lease(redis, gpuId, workerId, config.leaseTtlMs);
@@ -114,96 +101,64 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
       return guardrails.capacity("talker").maxNumSeqs;
     },
   });
-  const slot = new ModelSlot({
-    profileOf: (role) => guardrails.profile(role),
-    createEngine,
-    startTimeoutMs: config.engineStartTimeoutMs,
-    healthTimeoutMs: config.engineHealthTimeoutMs,
-    stopGraceMs: config.shutdownGraceMs,
-    recordModelServers: (identities) => lease.recordModelServers(identities),
-    idleLevel: new IdleLevel(gpuId, onGpu, config.vramFreedTimeoutMs),
-    onNotFreed: (role, reason) => {
-      log.warn({ role }, reason);
-      tell("guardrail", { action: "memory-not-freed", role, reason });
-    },
-    onState: (state) => {
-      tell("server", { state, role: slot.resident?.role ?? slot.loading });
-      void beat();
-    },
-    onDeath: async (role, death) => {
-      await guardrails.died(role, death, Date.now());
-      dispatcher?.wake();
-    },
-    log,
+  const lanes = rolesOfLanes(config.talkerCoresident).map((roles): Lane => {
+    const slot = new ModelSlot({
+      profileOf: (role) => guardrails.profile(role),
+      createEngine,
+      startTimeoutMs: config.engineStartTimeoutMs,
+      healthTimeoutMs: config.engineHealthTimeoutMs,
+      stopGraceMs: config.shutdownGraceMs,
+      recordModelServers: (identities) => {
+        lane.modelServers = identities;
+        return lease.recordModelServers(lanes.flatMap(({ modelServers }) => modelServers));
+      },
+      idleLevel: new IdleLevel(gpuId, onGpu, config.vramFreedTimeoutMs),
+      onNotFreed: (role, reason) => {
+        log.warn({ role }, reason);
+        tell("guardrail", { action: "memory-not-freed", role, reason });
+      },
+      onState: (state) => {
+        tell("server", { state, role: slot.resident?.role ?? slot.loading });
+        void beat();
+      },
+      onDeath: async (role, death) => {
+        await guardrails.died(role, death, Date.now());
+        lane.dispatcher?.wake();
+      },
+      log,
+    });
+    const lane: Lane = { roles, slot, dispatcher: null, released: false, modelServers: [] };
+    return lane;
   });
+  const wakeAll = () => {
+    for (const lane of lanes) lane.dispatcher?.wake();
+  };
   const report = new WorkerReport({
     workerId,
     gpuId,
     config,
     lease,
-    slot,
+    lanes,
     guardrails,
     meter,
-    dispatcher: () => dispatcher,
     drained: () => control.drained,
     vram: () => vram,
   });
   const beat = () => publishStatus(redis, report.status()).catch(onError);
 
-  const makeWorker = (role: Role): ManualWorker => {
-    const worker = new ManualWorker(
-      role,
-      workerId,
-      stageProcessor(role === "student" ? studentStage : talkerStage, {
-        redis,
-        resident: () => slot.resident,
-        deathOf: (resident) => slot.deathOf(resident),
-        maxTokens: config.profiles[role].maxTokens,
-        jobTimeoutMs: config.jobTimeoutMs,
-        retentionSeconds: config.jobRetentionSeconds,
-        unavailable: () => guardrails.status(role, Date.now()).error,
-        endParent: (jobId) => moveToEnding(queues, jobId),
-        onPoison: (jobId, reason) => tell("guardrail", { action: "job-set-aside", role, jobId, reason }),
-        onError,
-      }),
-      redis,
-    );
-    worker.on("error", onError);
-    worker.on("stalled", (jobId) =>
-      log.warn({ jobId, role }, "the job's lock had expired (its worker died, or Redis was away); it waits again"),
-    );
-    worker.on("lockRenewalFailed", (jobIds: string[]) => {
-      for (const jobId of jobIds) worker.cancelJob(jobId, new HandBack("the lock was lost") as unknown as string);
-    });
-    worker.on("completed", (job, result) => {
-      guardrails.jobDone(role);
-      recordJob(job, "completed", result);
-    });
-    worker.on("failed", (job, error) => {
-      if (job !== undefined) recordJob(job, job.finishedOn === undefined ? "retrying" : "failed", null, error.message);
-    });
-    return worker;
-  };
-  const recordJob = (job: StageJob, outcome: string, result: StageResult | null, error?: string) => {
-    telemetry.write("job", {
-      jobId: clientJobId(job.id!),
-      role: job.queueName,
-      class: job.data.priority,
-      outcome,
-      acceptedAt: job.data.acceptedAt,
-      queuedAt: job.timestamp,
-      pickedAt: job.processedOn ?? null,
-      firstTokenAt: result?.firstTokenAt ?? null,
-      doneAt: job.finishedOn ?? null,
-      estimatedWaitMs: job.data.estimatedWaitMs ?? null,
-      cached: false,
-      retries: Math.max(job.attemptsStarted - 1, 0),
-      promptTokens: result?.usage.promptTokens ?? null,
-      completionTokens: result?.usage.completionTokens ?? null,
-      ...(error === undefined ? {} : { error }),
-    });
-  };
-  const workers = { student: makeWorker("student"), talker: makeWorker("talker") };
+  const workers = createStageWorkers({
+    workerId,
+    config,
+    redis,
+    queues,
+    telemetry,
+    slotOf: (role) => laneOf(lanes, role).slot,
+    unavailable: (role) => guardrails.status(role, Date.now()).error,
+    onDone: (role) => guardrails.jobDone(role),
+    onPoison: (role, jobId, reason) => tell("guardrail", { action: "job-set-aside", role, jobId, reason }),
+    onError,
+    log,
+  });
 
   const bringForward = async (role: Role, name: PriorityClass) => {
     const key = queues[role].toKey("prioritized");
@@ -212,10 +167,11 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     const job = jobId === undefined ? undefined : await queues[role].getJob(jobId);
     await job?.changePriority({ priority: NEXT_PRIORITY });
   };
-  const newDispatcher = () =>
+  const newDispatcher = (lane: Lane) =>
     new Dispatcher({
+      roles: lane.roles,
       workers,
-      slot,
+      slot: lane.slot,
       guardrails,
       policy: POLICIES[config.gpuPolicy],
       deadlinesMs: config.deadlinesMs,
@@ -224,10 +180,15 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
       readBacklog: queues.readBacklog,
       mayTake: () => lease.certain,
       pressure: () => watermark.reason,
-      control: () => control,
+      control: () => ({ ...control, release: control.release && !lane.released, reset: control.reset && lane === lanes[0] }),
       controlDone: async (command) => {
+        if (command === "release") {
+          lane.released = true;
+          if (!lanes.every(({ released }) => released)) return;
+        }
         control = { ...control, [command]: command === "swapTo" ? null : false };
         await commandDone(redis, gpuId, command);
+        for (const each of lanes) each.released = false;
         tell("control", { done: command });
       },
       peers: () => peers,
@@ -260,7 +221,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
 
   const refresh = async () => {
     control = await readGpuControl(redis, gpuId);
-    dispatcher?.wake();
+    wakeAll();
   };
   const heartbeat = setInterval(async () => {
     try {
@@ -274,12 +235,12 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     }
   }, HEARTBEAT_MS);
   const sampler = new TelemetrySampler(telemetry, () => ({
-    residentModel: slot.resident?.role ?? null,
-    engine: slot.resident?.engine ?? null,
-    depths: Object.fromEntries(ROLES.map((role) => [role, dispatcher?.backlog?.[role].depth ?? null])),
-    running: dispatcher?.running ?? 0,
+    residentModel: lanes[0]!.slot.resident?.role ?? null,
+    engine: lanes[0]!.slot.resident?.engine ?? null,
+    depths: Object.fromEntries(ROLES.map((role) => [role, laneOf(lanes, role).dispatcher?.backlog?.[role].depth ?? null])),
+    running: lanes.reduce((sum, lane) => sum + (lane.dispatcher?.running ?? 0), 0),
     rssBytes: residentMemoryBytes(process.pid),
-    modelServerRssBytes: slot.server.pid === null ? null : residentMemoryBytes(slot.server.pid),
+    modelServerRssBytes: lanes[0]!.slot.server.pid === null ? null : residentMemoryBytes(lanes[0]!.slot.server.pid),
   }));
   await pruneStatuses(redis);
   await beat();
@@ -289,12 +250,16 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     if (channel === keys.gpuControlChannel) refresh().catch(onError);
   });
   await subscriber.subscribe(keys.gpuControlChannel);
-  const wakeSignal = new WakeSignal(connect(), () => dispatcher?.wake(), onError);
+  const wakeSignal = new WakeSignal(connect(), wakeAll, onError);
 
   const standBy = (reason: string | null) => {
     if (report.standbyReason === reason) return;
     report.standbyReason = reason;
     void beat();
+  };
+  const stopDispatchers = async (graceMs: number) => {
+    await Promise.all(lanes.map((lane) => lane.dispatcher?.stop(graceMs)));
+    for (const lane of lanes) lane.dispatcher = null;
   };
   let lock: HostLock | undefined;
   let watching = false;
@@ -311,14 +276,15 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
       wakeSignal.start();
       sampler.start();
     }
-    dispatcher = newDispatcher();
-    dispatcher.run().catch(onFatal);
+    for (const lane of lanes) {
+      lane.dispatcher = newDispatcher(lane);
+      lane.dispatcher.run().catch(onFatal);
+    }
     if (!ended.aborted) await new Promise((resolve) => ended.addEventListener("abort", resolve, { once: true }));
     if (stopped.signal.aborted) return;
     log.error("another worker holds the GPU: stopping the model server; running jobs go back to their queue");
     report.standbyReason = "another worker has taken the GPU";
-    await dispatcher.stop(0);
-    dispatcher = null;
+    await stopDispatchers(0);
     await lock.release();
   };
   const holding = (async () => {
@@ -350,7 +316,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     sampler.stop();
     const cut = setTimeout(() => void cutOff(), graceMs);
     await holding.catch(() => {});
-    await dispatcher?.stop(graceMs);
+    await stopDispatchers(graceMs);
     clearTimeout(cut);
     clearInterval(heartbeat);
     await wakeSignal.close();
@@ -371,19 +337,11 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     status: () => report.status(),
     stop: (graceMs) => {
       if (stopping !== undefined) {
-        dispatcher?.hurry();
+        for (const lane of lanes) lane.dispatcher?.hurry();
         void cutOff();
       }
       stopping ??= stop(graceMs);
       return stopping;
     },
   };
-}
-
-/** A cancel reaches whichever stage of the job runs here. */
-function cancelRunning(workers: Record<Role, ManualWorker>, jobId: string): void {
-  const reason = new MathllmError("cancelled", "Cancelled on request.") as unknown as string;
-  if (isExplainId(jobId)) workers.student.cancelJob(studentStageId(jobId), reason);
-  const role = roleOfJobId(jobId);
-  if (role !== undefined) workers[role].cancelJob(jobId, reason);
 }

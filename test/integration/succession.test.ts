@@ -193,3 +193,23 @@ test("two GPUs on the same queues: each serves one model, nothing thrashes", asy
   expect(gpus.every((gpu) => gpu.served > 50)).toBe(true);
   expect(started.map((worker) => worker.status().fence)).toEqual([1, 1]);
 });
+
+test("a stopped worker is found although the one that was about to end it died over that", { timeout: 60_000 }, async () => {
+  const { queues, send, end } = system;
+  const stopped = spawnWorker();
+  await expect.poll(async () => (await holder())?.pid, { timeout: 20_000 }).toBe(stopped.pid);
+  const { gpuId } = (await holder())!;
+  await end(await send());
+  process.kill(stopped.pid, "SIGSTOP");
+  // What a second worker would have left on record, had it died right after it took the lease.
+  const record = JSON.parse((await queues.redis.get(keys.leaseHolder(gpuId)))!);
+  const dead = { owner: "dead", worker: { pid: 2 ** 22 - 1, startTicks: 1 } };
+  const { owner, worker, modelServers } = record;
+  await queues.redis.set(keys.leaseHolder(gpuId), JSON.stringify({ ...record, ...dead, modelServers, predecessors: [{ owner, worker }] }));
+  await queues.redis.del(keys.lease(gpuId));
+  const exited = once(stopped, "exit");
+  const next = spawnWorker();
+  await expect.poll(async () => (await holder())?.pid, { timeout: 20_000 }).toBe(next.pid);
+  expect((await exited)[1]).toBe("SIGKILL");
+  expect((await end(await send())).status).toBe("completed");
+});

@@ -2,7 +2,7 @@ import type { Logger } from "pino";
 import type { Backlog, QueueBacklog } from "../../queues/backlog.ts";
 import { ALONE_AFTER_CRASHES } from "../../queues/contracts.ts";
 import type { GpuControl } from "../../queues/gpu-control.ts";
-import { ENDING_PRIORITY, NEXT_PRIORITY, type PriorityClass, ROLES, type Role } from "../../queues/names.ts";
+import { ENDING_PRIORITY, NEXT_PRIORITY, type PriorityClass, type Role } from "../../queues/names.ts";
 import { HandBack } from "../solve/stage.ts";
 import { AgeingTurn } from "./ageing.ts";
 import type { Guardrails } from "./guardrails.ts";
@@ -43,6 +43,8 @@ export interface SwapRecord {
 }
 
 export interface DispatcherOptions {
+  /** The roles that take turns in this slot; the queues of others are none of its business. */
+  roles: readonly Role[];
   workers: Record<Role, ManualWorker>;
   slot: ModelSlot;
   guardrails: Guardrails;
@@ -186,7 +188,7 @@ export class Dispatcher {
     const backlog = await this.#options.readBacklog(now);
     this.#countArrivals(backlog, now);
     await this.#endJobs(backlog);
-    if (this.#running.size > 0 || ROLES.some((role) => backlog[role].depth > 0)) this.#workSeenAt = performance.now();
+    if (this.#running.size > 0 || this.#options.roles.some((role) => backlog[role].depth > 0)) this.#workSeenAt = performance.now();
 
     const control = this.#options.control();
     if (control.reset) {
@@ -214,7 +216,7 @@ export class Dispatcher {
     const { slot, guardrails, policy, meter, deadlinesMs } = this.#options;
     const resident = slot.resident?.role ?? null;
     const asked = control.swapTo;
-    if (asked !== null) {
+    if (asked !== null && this.#options.roles.includes(asked)) {
       const openUntil = guardrails.openUntil(asked, now);
       if (asked !== resident && openUntil === null) return this.#decided({ action: "swap", to: asked, reason: "an operator asked for it" });
       await this.#options.controlDone("swapTo");
@@ -332,7 +334,7 @@ export class Dispatcher {
 
   /** What came since the last look: the depth's change and what was taken meanwhile. */
   #countArrivals(backlog: Backlog, now: number): void {
-    for (const role of ROLES) {
+    for (const role of this.#options.roles) {
       const arrived = backlog[role].depth - (this.#backlog?.[role].depth ?? 0) + this.#taken[role];
       if (arrived > 0) this.#options.meter.arrived(role, arrived, now);
       this.#taken[role] = 0;
@@ -341,14 +343,14 @@ export class Dispatcher {
   }
 
   #workOf(role: Role, backlog: Backlog, now: number): QueueSnapshot {
-    if (this.#options.guardrails.openUntil(role, now) !== null) return EMPTY_QUEUE;
+    if (!this.#options.roles.includes(role) || this.#options.guardrails.openUntil(role, now) !== null) return EMPTY_QUEUE;
     const { depth, waiting, ending, returned, oldest }: QueueBacklog = backlog[role];
     return depth === 0 ? EMPTY_QUEUE : { depth: returned > 0 ? depth : depth - ending, waiting, oldest };
   }
 
   /** Ends the jobs that need no model, whichever is resident. They stand first, unless returned jobs stand before them: those put off. */
   async #endJobs(backlog: Backlog): Promise<void> {
-    for (const role of ROLES) {
+    for (const role of this.#options.roles) {
       if (backlog[role].returned > 0) continue;
       for (let left = backlog[role].ending; left > 0; left--) {
         const job = await this.#take(role);
@@ -419,7 +421,7 @@ export class Dispatcher {
   async #sleep(): Promise<void> {
     if (this.#woken) return;
     const now = Date.now();
-    const due = ROLES.flatMap((role) => [this.#backlog?.[role].nextDueAt, this.#options.guardrails.openUntil(role, now)]);
+    const due = this.#options.roles.flatMap((role) => [this.#backlog?.[role].nextDueAt, this.#options.guardrails.openUntil(role, now)]);
     const dueInMs = due.map((at) => (at ?? Number.POSITIVE_INFINITY) - now).filter((ms) => ms > 0);
     let timer: NodeJS.Timeout | undefined;
     await new Promise<void>((resolve) => {

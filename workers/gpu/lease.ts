@@ -18,15 +18,25 @@ import { hostBoot, isAlive, ownIdentity, type ProcessIdentity } from "../../queu
  */
 
 const identitySchema = z.object({ pid: z.number(), startTicks: z.number().nullable() });
-const holderSchema = z.object({
-  owner: z.string(),
+const predecessorSchema = z.object({ owner: z.string(), worker: identitySchema });
+const holderSchema = predecessorSchema.extend({
   fence: z.number(),
   host: z.string(),
-  worker: identitySchema,
+  /** Earlier holders that nobody has cleared up after yet: whoever was about to may have died over it. */
+  predecessors: z.array(predecessorSchema),
   /** Every process that may hold the GPU's memory, sleeping ones too. */
   modelServers: z.array(identitySchema),
 });
-export type Holder = z.infer<typeof holderSchema>;
+type Holder = z.infer<typeof holderSchema>;
+
+/** A worker of this host that held the lease before, with the jobs that it may have left locked in its name. */
+export type Predecessor = z.infer<typeof predecessorSchema>;
+
+/** What earlier holders may have left on this host. */
+export interface Inheritance {
+  predecessors: Predecessor[];
+  modelServers: ProcessIdentity[];
+}
 
 /** KEYS: lease, fence, holder. ARGV: owner, TTL in ms, holder as JSON, fence. 1: renewed; 2: re-acquired; 0: lost. */
 const RENEW_SCRIPT = `
@@ -56,6 +66,7 @@ export class Lease {
   readonly #owner: string;
   #fence = 0;
   #modelServers: ProcessIdentity[] = [];
+  #predecessors: Predecessor[] = [];
   #confirmedAt = 0;
   #lost = false;
   #timer: NodeJS.Timeout | undefined;
@@ -80,10 +91,10 @@ export class Lease {
   }
 
   /**
-   * Waits for the lease. Resolves with the last holder, whose model server may still run, or null when there was none.
+   * Waits for the lease. Resolves with what earlier holders may have left on this host, which stays on record until `cleared`.
    * `onLost` is called once, when another worker turns out to hold it. Rejects only when `signal` aborts.
    */
-  async acquire(signal: AbortSignal, onLost: () => void): Promise<Holder | null> {
+  async acquire(signal: AbortSignal, onLost: () => void): Promise<Inheritance> {
     this.#onLost = onLost;
     this.#lost = false;
     this.#modelServers = [];
@@ -102,10 +113,20 @@ export class Lease {
     this.#fence = await this.#redis.incr(keys.leaseFence(this.#gpuId));
     this.#confirmedAt = performance.now();
     this.#schedule();
-    // Until the last holder's model server is seen dead it stays on record, lest our own death hides it from the next.
-    this.#modelServers = previous !== null && previous.host === hostBoot() ? previous.modelServers : [];
+    const here = previous !== null && previous.host === hostBoot() ? previous : null;
+    // All of it stays on record until it is seen gone, lest our own death hides it from the next.
+    this.#modelServers = here?.modelServers ?? [];
+    this.#predecessors =
+      here === null ? [] : [{ owner: here.owner, worker: here.worker }, ...here.predecessors].filter(({ owner }) => owner !== this.#owner);
     await this.#renew();
-    return previous;
+    return { predecessors: this.#predecessors, modelServers: this.#modelServers };
+  }
+
+  /** Nothing of earlier holders is left. */
+  async cleared(): Promise<void> {
+    this.#predecessors = [];
+    this.#modelServers = [];
+    await this.#renew();
   }
 
   /**
@@ -157,6 +178,7 @@ export class Lease {
       host: hostBoot(),
       worker: ownIdentity(),
       modelServers: this.#modelServers,
+      predecessors: this.#predecessors,
     };
     const outcome = await this.#redis.eval(RENEW_SCRIPT, 3, ...this.#keys(), this.#owner, this.#ttlMs, JSON.stringify(holder), this.#fence);
     if (outcome === 0) {

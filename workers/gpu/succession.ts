@@ -3,9 +3,9 @@ import type { Logger } from "pino";
 import type { Redis } from "../../queues/connection.ts";
 import { ROLES } from "../../queues/names.ts";
 import type { Queues } from "../../queues/open-queues.ts";
-import { hostBoot, isAlive } from "../../queues/process-identity.ts";
+import { isAlive } from "../../queues/process-identity.ts";
 import { type HostLock, ownerName, takeHostLock } from "./host-lock.ts";
-import type { Holder, Lease } from "./lease.ts";
+import type { Inheritance, Lease, Predecessor } from "./lease.ts";
 import { isStopped, killForGood } from "./left-behind.ts";
 import { lockTokenPrefix } from "./manual-worker.ts";
 
@@ -35,48 +35,44 @@ export interface SuccessionOptions {
 
 /** Waits until this worker holds lease and host lock and nothing of a predecessor is left. Rejects only when `signal` aborts. */
 export async function takeGpu(options: SuccessionOptions): Promise<HostLock> {
-  const { lease, gpuId, signal, onLost, onWaiting, log } = options;
+  const { lease, signal, onLost, onWaiting } = options;
   onWaiting("another worker holds the GPU's lease");
-  const previous = await lease.acquire(signal, onLost);
-  if (previous !== null && previous.host === hostBoot()) await clearUp(previous, options);
-  await lease.recordModelServers([]);
-  const lock = await waitForHostLock(gpuId, signal, onWaiting, previous, log);
-  if (previous !== null && previous.host === hostBoot() && !isAlive(previous.worker)) await recoverJobs(previous.owner, options);
+  const inheritance = await lease.acquire(signal, onLost);
+  await clearUp(inheritance, options);
+  const lock = await waitForHostLock(inheritance.predecessors, options);
+  for (const { owner, worker } of inheritance.predecessors) {
+    if (!isAlive(worker)) await recoverJobs(owner, options);
+  }
+  await lease.cleared();
   onWaiting(null);
   return lock;
 }
 
-async function clearUp(previous: Holder, { log }: SuccessionOptions): Promise<void> {
-  if (previous.worker.pid === process.pid) return;
-  for (const server of previous.modelServers.filter(isAlive)) {
+/** A test may run several workers in one process. */
+const isOtherProcess = ({ worker }: Predecessor) => worker.pid !== process.pid;
+
+async function clearUp({ predecessors, modelServers }: Inheritance, { log }: SuccessionOptions): Promise<void> {
+  for (const server of modelServers.filter((identity) => identity.pid !== process.pid && isAlive(identity))) {
     log.warn({ pid: server.pid }, "stopping the model server that the last worker left behind");
     await killForGood(server);
   }
-  if (isAlive(previous.worker) && isStopped(previous.worker)) {
-    log.warn(
-      { pid: previous.worker.pid },
-      "the last worker is stopped (SIGSTOP) and can't let go of the GPU: ending it; its jobs wait again",
-    );
-    await killForGood(previous.worker);
+  for (const { worker } of predecessors.filter(isOtherProcess)) {
+    if (!isAlive(worker) || !isStopped(worker)) continue;
+    log.warn({ pid: worker.pid }, "the last worker is stopped (SIGSTOP) and can't let go of the GPU: ending it; its jobs wait again");
+    await killForGood(worker);
   }
 }
 
-async function waitForHostLock(
-  gpuId: string,
-  signal: AbortSignal,
-  onWaiting: (reason: string) => void,
-  previous: Holder | null,
-  log: Logger,
-): Promise<HostLock> {
+async function waitForHostLock(predecessors: Predecessor[], { gpuId, signal, onWaiting, log }: SuccessionOptions): Promise<HostLock> {
   const killAt = performance.now() + LET_GO_MS;
   for (;;) {
     const taken = await takeHostLock(gpuId, "a GPU worker");
     if ("lock" in taken) return taken.lock;
     onWaiting(`${ownerName(taken.owner)} holds the GPU on this host`);
-    const isPrevious = previous !== null && previous.host === hostBoot() && taken.owner?.pid === previous.worker.pid;
-    if (isPrevious && previous.worker.pid !== process.pid && performance.now() > killAt && isAlive(previous.worker)) {
-      log.warn({ pid: previous.worker.pid }, "the last worker has not let go of the GPU: ending it; its jobs wait again");
-      await killForGood(previous.worker);
+    const holder = predecessors.filter(isOtherProcess).find(({ worker }) => worker.pid === taken.owner?.pid && isAlive(worker));
+    if (holder !== undefined && performance.now() > killAt) {
+      log.warn({ pid: holder.worker.pid }, "the last worker has not let go of the GPU: ending it; its jobs wait again");
+      await killForGood(holder.worker);
     }
     await delay(HOST_LOCK_POLL_MS, undefined, { signal });
   }

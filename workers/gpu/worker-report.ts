@@ -2,12 +2,12 @@ import type { Config } from "../../queues/config.ts";
 import type { WorkerStatus } from "../../queues/contracts.ts";
 import { PRIORITY_CLASSES, type PriorityClass, type Role } from "../../queues/names.ts";
 import { hostBoot } from "../../queues/process-identity.ts";
-import type { Dispatcher, SwapRecord } from "./dispatcher.ts";
+import type { SwapRecord } from "./dispatcher.ts";
 import type { VramUse } from "./gpu-memory.ts";
 import type { Guardrails } from "./guardrails.ts";
+import { type Lane, laneOf } from "./lanes.ts";
 import type { Lease } from "./lease.ts";
 import type { StageJob } from "./manual-worker.ts";
-import type { ModelSlot } from "./model-slot.ts";
 import { type Decision, effectiveDeadlineMs } from "./policy.ts";
 import { RunningAverage } from "./running-average.ts";
 import type { TrafficMeter } from "./traffic-meter.ts";
@@ -20,10 +20,9 @@ export interface WorkerReportOptions {
   gpuId: string;
   config: Config;
   lease: Lease;
-  slot: ModelSlot;
+  lanes: readonly Lane[];
   guardrails: Guardrails;
   meter: TrafficMeter;
-  dispatcher: () => Dispatcher | null;
   drained: () => boolean;
   vram: () => VramUse | null;
 }
@@ -68,8 +67,8 @@ export class WorkerReport {
   }
 
   status(now = Date.now()): WorkerStatus {
-    const { workerId, gpuId, config, lease, slot, meter, drained, vram } = this.#options;
-    const dispatcher = this.#options.dispatcher();
+    const { workerId, gpuId, config, lease, lanes, meter, drained, vram } = this.#options;
+    const [{ slot, dispatcher }, beside] = lanes as [Lane, Lane | undefined];
     const rates = meter.rates(now);
     const deadlines = PRIORITY_CLASSES.map((name) => [name, effectiveDeadlineMs(config.deadlinesMs[name], rates)]);
     return {
@@ -86,8 +85,9 @@ export class WorkerReport {
       residentModel: slot.resident?.role ?? null,
       residentSince: slot.resident?.since ?? null,
       loadingModel: slot.loading,
+      coresidentModel: beside?.slot.resident?.role ?? null,
       server: slot.server,
-      running: dispatcher?.running ?? 0,
+      running: lanes.reduce((sum, lane) => sum + (lane.dispatcher?.running ?? 0), 0),
       swaps: this.#swaps,
       policy: config.gpuPolicy,
       lastDecision: this.#decisions[0] ?? null,
@@ -105,7 +105,8 @@ export class WorkerReport {
   }
 
   #model(role: Role, now: number): WorkerStatus["models"]["student"] {
-    const { config, slot, guardrails, meter } = this.#options;
+    const { config, lanes, guardrails, meter } = this.#options;
+    const { slot } = laneOf(lanes, role);
     const resident = slot.resident?.role === role ? slot.resident.model : null;
     return {
       model: config.profiles[role].model,
