@@ -3,7 +3,7 @@ import type { Config } from "../queues/config.ts";
 import type { SolveRequest, WorkerStatus } from "../queues/contracts.ts";
 import { MathllmError } from "../queues/errors.ts";
 import { aheadOf, expectedWaitMs } from "../queues/expected-wait.ts";
-import type { PriorityClass, Role } from "../queues/names.ts";
+import { CLASS_PRIORITY, PRIORITY_CLASSES, type PriorityClass, ROLES, type Role } from "../queues/names.ts";
 import type { Queues } from "../queues/open-queues.ts";
 import { liveWorkers } from "../queues/worker-status.ts";
 
@@ -12,14 +12,10 @@ const LOOK_MS = 100;
 const MAX_RETRY_AFTER_SECONDS = 3600;
 const FULL_RETRY_AFTER_SECONDS = 10;
 
-export interface Admitted {
-  /** Milliseconds until a model begins with it, as expected now; null while nothing has been measured. */
-  estimatedWaitMs: number | null;
-}
-
 interface Look {
-  at: number;
   backlog: Backlog;
+  /** Jobs by class, also while the queue is paused or its rate limit is used up. */
+  standing: Record<Role, Record<PriorityClass, number>>;
   workers: WorkerStatus[];
 }
 
@@ -31,27 +27,36 @@ export class Admission {
   readonly #queues: Queues;
   readonly #config: Config;
   #look: Promise<Look> | undefined;
-  #lookedAt = Number.NEGATIVE_INFINITY;
+  #lookedAt = Number.POSITIVE_INFINITY;
   /** Accepted here since the last look. */
   #since = new Map<string, number>();
+  /** Of those accepted here, the ones on their way to Redis. */
+  readonly #storing = new Set<Promise<unknown>>();
 
   constructor(queues: Queues, config: Config) {
     this.#queues = queues;
     this.#config = config;
   }
 
-  /** Counts the job in, or throws `queue-full` or `deadline-unmeetable`. */
-  async admit(request: SolveRequest, now = Date.now()): Promise<Admitted> {
-    const { backlog, workers } = await this.#current(now);
+  /**
+   * Counts the job in and stores it, or throws `queue-full` or `deadline-unmeetable`. Resolves with the milliseconds until a model begins
+   * with it, as expected now; null while nothing has been measured.
+   */
+  async admit(request: SolveRequest, now: number, store: (estimatedWaitMs: number | null) => Promise<void>): Promise<number | null> {
+    const { backlog, standing, workers } = await this.#current(now);
     const role: Role = request.model;
     const name = request.priority;
     const stages: Role[] = request.explain ? ["student", "talker"] : [role];
-    for (const stage of stages) this.#checkDepth(stage, name, backlog);
-    const ahead = aheadOf(role, name, backlog) + this.#acceptedSince(role, name);
+    for (const stage of stages) this.#checkDepth(stage, name, standing);
+    const sooner = PRIORITY_CLASSES.slice(0, PRIORITY_CLASSES.indexOf(name) + 1);
+    const ahead = sooner.reduce((sum, each) => sum + this.#acceptedSince(role, each), aheadOf(role, name, backlog));
     const estimatedWaitMs = expectedWaitMs(role, name, ahead, backlog, workers, now);
     if (estimatedWaitMs !== null) this.#checkTime(request, estimatedWaitMs, stages, workers);
     this.#since.set(`${role} ${name}`, this.#acceptedSince(role, name) + 1);
-    return { estimatedWaitMs };
+    const stored = store(estimatedWaitMs);
+    this.#storing.add(stored);
+    await stored.finally(() => this.#storing.delete(stored));
+    return estimatedWaitMs;
   }
 
   #acceptedSince(role: Role, name: PriorityClass): number {
@@ -61,13 +66,8 @@ export class Admission {
   /** One look for all requests of the moment. A failed one is not kept. */
   #current(now: number): Promise<Look> {
     if (this.#look === undefined || performance.now() - this.#lookedAt > LOOK_MS) {
-      this.#lookedAt = performance.now();
-      this.#since = new Map();
-      const look = Promise.all([this.#queues.readBacklog(now), liveWorkers(this.#queues.redis, now)]).then(([backlog, workers]) => ({
-        at: now,
-        backlog,
-        workers,
-      }));
+      this.#lookedAt = Number.POSITIVE_INFINITY;
+      const look = this.#lookAgain(now);
       look.catch(() => {
         if (this.#look === look) this.#look = undefined;
       });
@@ -76,8 +76,27 @@ export class Admission {
     return this.#look;
   }
 
-  #checkDepth(role: Role, name: PriorityClass, backlog: Backlog): void {
-    const waiting = backlog[role].waiting[name] + this.#acceptedSince(role, name);
+  /**
+   * Nothing is accepted meanwhile, so that every job accepted here is either seen or counted afterwards, and none is both. One that
+   * Redis does not take fails the look as well.
+   */
+  async #lookAgain(now: number): Promise<Look> {
+    await Promise.all(this.#storing);
+    const [backlog, workers, ...counts] = await Promise.all([
+      this.#queues.readBacklog(now),
+      liveWorkers(this.#queues.redis, now),
+      ...ROLES.map((role) => this.#queues[role].getCountsPerPriority(PRIORITY_CLASSES.map((name) => CLASS_PRIORITY[name]))),
+    ]);
+    const standingOf = (role: Role, i: number) =>
+      PRIORITY_CLASSES.map((name) => [name, Math.max(backlog[role].waiting[name], counts[i]![CLASS_PRIORITY[name]] ?? 0)]);
+    const standing = Object.fromEntries(ROLES.map((role, i) => [role, Object.fromEntries(standingOf(role, i))])) as Look["standing"];
+    this.#lookedAt = performance.now();
+    this.#since = new Map();
+    return { backlog, standing, workers };
+  }
+
+  #checkDepth(role: Role, name: PriorityClass, standing: Look["standing"]): void {
+    const waiting = standing[role][name] + this.#acceptedSince(role, name);
     const most = this.#config.maxDepths[name];
     if (waiting < most) return;
     throw new MathllmError(
@@ -88,9 +107,10 @@ export class Admission {
   }
 
   #checkTime({ priority, timeoutMs }: SolveRequest, estimatedWaitMs: number, stages: Role[], workers: WorkerStatus[]): void {
-    const models = workers[0]!.models;
+    // Only they have measured anything; there is one, since the wait is known.
+    const { models, deadlinesMs } = workers.find(({ phase, drained }) => phase !== "standby" && phase !== "stopping" && !drained)!;
     const workMs = stages.reduce((sum, stage, i) => sum + (models[stage].serviceMs ?? 0) + (i > 0 ? (models[stage].swapMs ?? 0) : 0), 0);
-    const deadlineMs = priority === "batch" ? Number.POSITIVE_INFINITY : workers[0]!.deadlinesMs[priority];
+    const deadlineMs = priority === "batch" ? Number.POSITIVE_INFINITY : deadlinesMs[priority];
     const lateByMs = Math.max(estimatedWaitMs + workMs - (timeoutMs ?? Number.POSITIVE_INFINITY), estimatedWaitMs - deadlineMs);
     if (lateByMs <= 0) return;
     const seconds = (ms: number) => `${(ms / 1000).toFixed(1)} s`;

@@ -34,9 +34,10 @@ export async function submit(
   const acceptedAt = Date.now();
   const jobId = newJobId(kindOf(request));
   const addNow = async (id: string) => {
-    const estimatedWaitMs = (await admission?.admit(request, acceptedAt))?.estimatedWaitMs ?? null;
-    await add(queues, config, id, request, acceptedAt, estimatedWaitMs);
-    return estimatedWaitMs;
+    const store = (estimatedWaitMs: number | null) => add(queues, config, id, request, acceptedAt, estimatedWaitMs);
+    if (admission !== undefined) return admission.admit(request, acceptedAt, store);
+    await store(null);
+    return null;
   };
   if (idempotencyKey === undefined) return { jobId, estimatedWaitMs: await addNow(jobId), replayed: false };
   // The record comes first and settles the id: whoever finds it adds the job under that id if it is missing, which BullMQ does once.

@@ -1,7 +1,7 @@
 import Table from "cli-table3";
 import { type GpuView, gpuViewSchema, type QueueView } from "../queues/gpu-view.ts";
 import { PRIORITY_CLASSES, ROLES, type Role } from "../queues/names.ts";
-import type { RateLimit } from "../queues/rate-limits.ts";
+import { type RateLimit, rateLimitSchema } from "../queues/rate-limits.ts";
 import type { ApiClient } from "./submit.ts";
 
 /** What an operator asks of the GPUs over HTTP, and what it looks like in a terminal. */
@@ -31,8 +31,7 @@ const UNITS_MS: Record<string, number> = { s: 1000, min: 60_000, h: 3_600_000 };
 export function parseRateLimit(text: string): RateLimit | null | undefined {
   if (text === "off") return null;
   const match = /^(\d{1,7})\/(s|min|h)$/.exec(text);
-  const max = Number(match?.[1]);
-  return match === null || max === 0 ? undefined : { max, durationMs: UNITS_MS[match[2]!]! };
+  return rateLimitSchema.safeParse({ max: Number(match?.[1]), durationMs: UNITS_MS[match?.[2] ?? ""] }).data;
 }
 
 const seconds = (ms: number | null) => (ms === null ? "–" : `${(ms / 1000).toFixed(1)} s`);
@@ -44,7 +43,7 @@ export function gpuReport(view: GpuView): string {
 
 function oneGpu(gpu: GpuView["gpus"][number]): string {
   const lines = [
-    `GPU ${gpu.gpuId}: ${gpu.residentModel ?? "no model"} resident${gpu.residentSince === null ? "" : ` for ${seconds(Date.now() - gpu.residentSince)}`}, ${gpu.phase}, ${gpu.running} running, ${gpu.swaps} swaps`,
+    `GPU ${gpu.gpuId}: ${gpu.residentModel ?? "no model"} resident${gpu.residentSince === null ? "" : ` for ${seconds(Math.max(Date.now() - gpu.residentSince, 0))}`}, ${gpu.phase}, ${gpu.running} running, ${gpu.swaps} swaps`,
     `  worker ${gpu.lease.pid}, lease ${gpu.lease.fence}, policy ${gpu.policy}, ${gpu.standbys.length} standing by`,
     `  model server ${gpu.server.state}${gpu.server.pid === null ? "" : `, process ${gpu.server.pid}`}${gpu.server.lastError === null ? "" : `; last error: ${gpu.server.lastError}`}`,
   ];
@@ -72,7 +71,9 @@ export function queueReport(queues: Record<Role, QueueView>): string {
       role,
       ...PRIORITY_CLASSES.map((name) => `${waiting[name]} (${seconds(estimatedWaitMs[name])})`),
       active,
-      rateLimit === null ? "off" : `${rateLimit.max} per ${seconds(rateLimit.durationMs)}`,
+      rateLimit === null
+        ? "off"
+        : `${rateLimit.max} per ${rateLimit.durationMs < 1000 ? `${rateLimit.durationMs} ms` : seconds(rateLimit.durationMs)}`,
     ]);
   }
   return `${table.toString()}\n`;

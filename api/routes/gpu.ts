@@ -8,7 +8,7 @@ import { loadGpuView } from "../../queues/gpu-view.ts";
 import { ROLES } from "../../queues/names.ts";
 import type { Queues } from "../../queues/open-queues.ts";
 import { liveWorkers } from "../../queues/worker-status.ts";
-import { type GpuEventFeed, missedGpuEvents } from "../gpu-event-feed.ts";
+import { type GpuEventFeed, isAfter, missedGpuEvents, newestGpuEventId } from "../gpu-event-feed.ts";
 import { jsonBody } from "../middleware/json-body.ts";
 import { onlyMethods } from "../middleware/problems.ts";
 import { parseBody } from "../parse-body.ts";
@@ -44,29 +44,42 @@ export function gpuRoute(queues: Queues, config: Config, feed: GpuEventFeed): Ro
   router.all("/events", onlyMethods("GET"));
 
   async function streamEvents(response: Response, lastId: string | undefined): Promise<void> {
+    const newestId = await newestGpuEventId(queues.redis);
+    if (response.destroyed) return;
     const pending: GpuEvent[] = [];
     let send = (event: GpuEvent): void => {
       pending.push(event);
     };
     const stopListening = feed.listen(
+      newestId,
       (event) => send(event),
-      () => response.end(),
+      () => (response.headersSent ? response.end() : response.destroy()),
     );
     response.on("close", stopListening);
     const missed = lastId === undefined ? [] : await missedGpuEvents(queues.redis, lastId);
     let view = JSON.stringify(await loadGpuView(queues, config));
+    // The client has left, or the API closes.
+    if (response.destroyed) return;
     response.writeHead(200, { "content-type": "text/event-stream", "cache-control": "no-store", "x-accel-buffering": "no" });
     const write = (text: string) => {
+      if (response.writableEnded) return;
       if (response.writableLength > MAX_UNREAD_BYTES) response.destroy();
       else response.write(text);
     };
-    const known = new Set(missed.map(({ id }) => id));
+    const writeEvent = ({ id, kind, data }: GpuEvent) => write(`id: ${id}\nevent: ${kind}\ndata: ${data}\n\n`);
     write(`event: state\ndata: ${view}\n\n`);
-    send = ({ id, kind, data }) => write(`id: ${id}\nevent: ${kind}\ndata: ${data}\n\n`);
-    for (const event of [...missed, ...pending.filter(({ id }) => !known.has(id))]) send(event);
+    for (const event of missed) writeEvent(event);
+    // The feed may be behind what the listener knows.
+    let sentId = missed.at(-1)?.id ?? newestId;
+    send = (event) => {
+      if (!isAfter(event.id, sentId)) return;
+      sentId = event.id;
+      writeEvent(event);
+    };
+    for (const event of pending) send(event);
     const stateTimer = setInterval(async () => {
       const current = await loadGpuView(queues, config).then(JSON.stringify, () => view);
-      if (current !== view && !response.writableEnded) write(`event: state\ndata: ${current}\n\n`);
+      if (current !== view) write(`event: state\ndata: ${current}\n\n`);
       view = current;
     }, STATE_EVERY_MS);
     const beatTimer = setInterval(() => write(": still here\n\n"), HEARTBEAT_MS);
@@ -81,7 +94,7 @@ export function gpuRoute(queues: Queues, config: Config, feed: GpuEventFeed): Ro
     schema: typeof commandSchema | typeof swapSchema,
     toCommand: (body: z.infer<typeof swapSchema>) => GpuCommand,
   ) => {
-    router.post(path, jsonBody(config), async (request, response) => {
+    router.post(path, jsonBody(config, { optional: true }), async (request, response) => {
       const body = parseBody(schema, request.body ?? {});
       const gpuIds = await addressed(body.gpuId);
       for (const gpuId of gpuIds) await commandGpu(queues.redis, gpuId, toCommand(body as z.infer<typeof swapSchema>));
