@@ -10,3 +10,16 @@ export async function findFreePort(): Promise<number> {
   await once(server, "close");
   return port;
 }
+
+/** Whether nobody listens to this port of loopback at this moment. */
+export async function isPortFree(port: number): Promise<boolean> {
+  const server = net.createServer().listen(port, "127.0.0.1");
+  try {
+    await once(server, "listening");
+  } catch {
+    return false;
+  }
+  server.close();
+  await once(server, "close");
+  return true;
+}

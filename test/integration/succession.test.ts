@@ -7,7 +7,7 @@ import { keys } from "../../queues/names.ts";
 import { isAlive, type ProcessIdentity, startTicksOf } from "../../queues/process-identity.ts";
 import { liveWorkers } from "../../queues/worker-status.ts";
 import { takeHostLock } from "../../workers/gpu/host-lock.ts";
-import { clearPort, portOwner } from "../../workers/gpu/left-behind.ts";
+import { clearPort, killModelServer, portOwner } from "../../workers/gpu/left-behind.ts";
 import { FakeGpu } from "../fakes/fake-engine.ts";
 import { type GpuSystem, startGpuSystem } from "../gpu-system.ts";
 
@@ -175,6 +175,22 @@ test("a port is freed of a model server whose worker is gone; anyone else's is r
   });
   const strange = await listener({});
   await expect(clearPort(strange.port)).rejects.toMatchObject({ code: "port-in-use" });
+});
+
+test("a model server is ended with what it started, also when itself is gone already", async () => {
+  const env = { ...process.env, MATHLLM_PARENT: "1:1" };
+  // A leader that starts a child holding on, as vLLM's server does with its engine core.
+  const leader = spawn("/bin/sh", ["-c", "sleep 300 & echo $!; wait"], { env, detached: true, stdio: ["ignore", "pipe", "inherit"] });
+  children.push(leader);
+  const [text] = await once(leader.stdout!, "data");
+  const core = { pid: Number(text), startTicks: startTicksOf(Number(text)) };
+  const identity = { pid: leader.pid!, startTicks: startTicksOf(leader.pid!) };
+  leader.kill("SIGKILL");
+  await once(leader, "exit");
+  expect(isAlive(core)).toBe(true);
+  expect(await killModelServer(identity)).toBe(1);
+  expect(isAlive(core)).toBe(false);
+  expect(await killModelServer(identity)).toBe(0);
 });
 
 test("two GPUs on the same queues: each serves one model, nothing thrashes", async () => {

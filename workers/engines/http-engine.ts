@@ -2,7 +2,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "pino";
 import type { ModelProfile } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
-import { findFreePort } from "../../queues/free-port.ts";
+import { findFreePort, isPortFree } from "../../queues/free-port.ts";
 import { ChatClient } from "./chat-client.ts";
 import type { Endpoint, Engine, EngineExit, EngineMetrics, Footprint, ReadyModel } from "./engine.ts";
 import { ServerProcess } from "./server-process.ts";
@@ -58,6 +58,13 @@ export class HttpEngine implements Engine {
 
   async start(profile: ModelProfile): Promise<Endpoint> {
     const port = profile.port === 0 ? await findFreePort() : profile.port;
+    // vLLM shares a taken port instead of failing, so it is looked at here.
+    if (!(await isPortFree(port))) {
+      throw new MathllmError(
+        "port-in-use",
+        `Port ${port} is taken by another program. Stop it, or set STUDENT_PORT or TALKER_PORT to a free one (0 finds one).`,
+      );
+    }
     const { command, args, env, notes, digest } = await this.#program.launch(profile, port, this.#stopped.signal);
     for (const note of notes) this.#log?.warn({ role: profile.role }, note);
     this.#stopped.signal.throwIfAborted();

@@ -1,6 +1,7 @@
 import { type ChildProcess, type StdioOptions, spawn } from "node:child_process";
 import { once } from "node:events";
 import readline from "node:readline";
+import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "pino";
 import { MathllmError } from "../../queues/errors.ts";
 import { startTicksOf } from "../../queues/process-identity.ts";
@@ -9,13 +10,16 @@ import { tellsOfOutOfMemory } from "./out-of-memory.ts";
 
 const KEPT_LINES = 40;
 const SHOWN_LINES = 5;
+const LAST_LINES_MS = 500;
+const GROUP_POLL_MS = 5;
+const GROUP_TIMEOUT_MS = 10_000;
 
 /**
  * A model server's process, whichever engine it is: started in a group of its own (Ctrl-C on the terminal is for the worker, which
  * drains first), its last lines kept, and ended with its whole group, since vLLM's engine core is a child of what we start.
  */
 export class ServerProcess {
-  /** Resolves when the process has exited, asked to or not. Never rejects. */
+  /** Resolves when the process and all that it started have ended, asked to or not. Never rejects. */
   readonly exited: Promise<EngineExit>;
   readonly #log: Logger | undefined;
   readonly #lastLines: string[] = [];
@@ -54,7 +58,13 @@ export class ServerProcess {
         this.#log?.debug({ pid: child.pid, line }, "model server");
       });
     }
-    child.once("close", (code, signal) => this.#resolveExited({ code, signal, lastLines: this.#lastLines }));
+    child.once("exit", async (code, signal) => {
+      await this.#endGroup();
+      // The last lines may still be on their way; what holds the pipes beyond that is none of ours.
+      await Promise.race([closed, delay(LAST_LINES_MS)]);
+      this.#resolveExited({ code, signal, lastLines: this.#lastLines });
+    });
+    const closed = once(child, "close").catch(() => {});
     try {
       await once(child, "spawn");
     } catch (error) {
@@ -74,8 +84,7 @@ export class ServerProcess {
       await this.exited;
       clearTimeout(timer);
     }
-    // What the server itself started may have outlived it, and hold memory.
-    this.#killGroup();
+    await this.exited;
   }
 
   /** Rejects when the process exits, with its last lines; `out-of-memory` when they tell of that. */
@@ -99,11 +108,19 @@ export class ServerProcess {
     return this.#lastLines.length === 0 ? "It printed nothing." : `Its last lines: ${this.#lastLines.slice(-SHOWN_LINES).join(" | ")}`;
   }
 
-  #killGroup(): void {
+  /** What the server itself started (vLLM's engine core) may outlive it and hold the memory: resolves when nothing of it is left. */
+  async #endGroup(): Promise<void> {
+    const giveUpAt = Date.now() + GROUP_TIMEOUT_MS;
+    while (this.#killGroup() && Date.now() < giveUpAt) await delay(GROUP_POLL_MS);
+  }
+
+  /** False when nothing of the group is left. */
+  #killGroup(): boolean {
     try {
       process.kill(-this.#child!.pid!, "SIGKILL");
+      return true;
     } catch {
-      // Nothing of it is left.
+      return false;
     }
   }
 }

@@ -30,6 +30,33 @@ export async function killForGood(identity: ProcessIdentity): Promise<void> {
   }
 }
 
+/**
+ * Kills a model server with all that it started and waits until nothing is left: vLLM's engine core holds the memory and may outlive
+ * the process that was recorded. Returns how many there were. Its group's processes are known by the variable that they inherited, so
+ * that a recycled pid is nobody else's end.
+ */
+export async function killModelServer(identity: ProcessIdentity): Promise<number> {
+  const group = groupOf(identity.pid);
+  if (isAlive(identity) && !group.some(({ pid }) => pid === identity.pid)) group.push(identity);
+  for (const member of group) await killForGood(member);
+  return group.length;
+}
+
+/** Off Linux empty. */
+function groupOf(leaderPid: number): ProcessIdentity[] {
+  return readDirectory("/proc")
+    .filter((entry) => /^\d+$/.test(entry) && Number(entry) !== process.pid)
+    .map(Number)
+    .filter((pid) => groupIdOf(pid) === leaderPid && parentOf(pid) !== null)
+    .map((pid) => ({ pid, startTicks: startTicksOf(pid) }));
+}
+
+function groupIdOf(pid: number): number | null {
+  const stat = readText(`/proc/${pid}/stat`);
+  // State, parent and group follow the command's name, which may itself contain spaces and parentheses.
+  return stat === "" ? null : Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[2]);
+}
+
 /** Stopped by SIGSTOP, a debugger or Ctrl-Z: it can neither serve nor give anything back. Off Linux never. */
 export function isStopped({ pid }: ProcessIdentity): boolean {
   const stat = readText(`/proc/${pid}/stat`);
@@ -41,7 +68,7 @@ export function isStopped({ pid }: ProcessIdentity): boolean {
 export function portOwner(port: number): (ProcessIdentity & { command: string }) | null {
   const inode = ["tcp", "tcp6"].map((table) => listeningInode(table, port)).find((found) => found !== undefined);
   if (inode === undefined) return null;
-  for (const entry of readdirSync("/proc")) {
+  for (const entry of readDirectory("/proc")) {
     if (!/^\d+$/.test(entry) || !holdsSocket(entry, inode)) continue;
     const pid = Number(entry);
     return { pid, startTicks: startTicksOf(pid), command: readText(`/proc/${pid}/cmdline`).replaceAll("\0", " ").trim() };
@@ -58,6 +85,7 @@ export async function clearPort(port: number): Promise<ProcessIdentity | null> {
   if (owner === null) return null;
   const parent = parentOf(owner.pid);
   if (parent !== null && !isAlive(parent)) {
+    await killModelServer({ ...owner, pid: groupIdOf(owner.pid) ?? owner.pid });
     await killForGood(owner);
     return owner;
   }
@@ -97,6 +125,14 @@ function holdsSocket(pid: string, inode: string): boolean {
     });
   } catch {
     return false;
+  }
+}
+
+function readDirectory(folder: string): string[] {
+  try {
+    return readdirSync(folder);
+  } catch {
+    return [];
   }
 }
 

@@ -6,7 +6,7 @@ import type { Queues } from "../../queues/open-queues.ts";
 import { isAlive } from "../../queues/process-identity.ts";
 import { type HostLock, ownerName, takeHostLock } from "./host-lock.ts";
 import type { Inheritance, Lease, Predecessor } from "./lease.ts";
-import { isStopped, killForGood } from "./left-behind.ts";
+import { isStopped, killForGood, killModelServer } from "./left-behind.ts";
 import { lockTokenPrefix } from "./manual-worker.ts";
 
 /**
@@ -52,9 +52,9 @@ export async function takeGpu(options: SuccessionOptions): Promise<HostLock> {
 const isOtherProcess = ({ worker }: Predecessor) => worker.pid !== process.pid;
 
 async function clearUp({ predecessors, modelServers }: Inheritance, { log }: SuccessionOptions): Promise<void> {
-  for (const server of modelServers.filter((identity) => identity.pid !== process.pid && isAlive(identity))) {
-    log.warn({ pid: server.pid }, "stopping the model server that the last worker left behind");
-    await killForGood(server);
+  for (const server of modelServers.filter(({ pid }) => pid !== process.pid)) {
+    const killed = await killModelServer(server);
+    if (killed > 0) log.warn({ pid: server.pid }, "stopped the model server that the last worker left behind");
   }
   for (const { worker } of predecessors.filter(isOtherProcess)) {
     if (!isAlive(worker) || !isStopped(worker)) continue;
