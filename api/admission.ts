@@ -3,7 +3,7 @@ import type { Config } from "../queues/config.ts";
 import type { SolveRequest, WorkerStatus } from "../queues/contracts.ts";
 import { MathllmError } from "../queues/errors.ts";
 import { aheadOf, expectedWaitMs } from "../queues/expected-wait.ts";
-import { CLASS_PRIORITY, PRIORITY_CLASSES, type PriorityClass, ROLES, type Role } from "../queues/names.ts";
+import { PRIORITY_CLASSES, type PriorityClass, type Role } from "../queues/names.ts";
 import type { Queues } from "../queues/open-queues.ts";
 import { liveWorkers } from "../queues/worker-status.ts";
 
@@ -14,8 +14,6 @@ const FULL_RETRY_AFTER_SECONDS = 10;
 
 interface Look {
   backlog: Backlog;
-  /** Jobs by class, also while the queue is paused or its rate limit is used up. */
-  standing: Record<Role, Record<PriorityClass, number>>;
   workers: WorkerStatus[];
 }
 
@@ -43,11 +41,11 @@ export class Admission {
    * with it, as expected now; null while nothing has been measured.
    */
   async admit(request: SolveRequest, now: number, store: (estimatedWaitMs: number | null) => Promise<void>): Promise<number | null> {
-    const { backlog, standing, workers } = await this.#current(now);
+    const { backlog, workers } = await this.#current(now);
     const role: Role = request.model;
     const name = request.priority;
     const stages: Role[] = request.explain ? ["student", "talker"] : [role];
-    for (const stage of stages) this.#checkDepth(stage, name, standing);
+    for (const stage of stages) this.#checkDepth(stage, name, backlog);
     const sooner = PRIORITY_CLASSES.slice(0, PRIORITY_CLASSES.indexOf(name) + 1);
     const ahead = sooner.reduce((sum, each) => sum + this.#acceptedSince(role, each), aheadOf(role, name, backlog));
     const estimatedWaitMs = expectedWaitMs(role, name, ahead, backlog, workers, now);
@@ -82,21 +80,14 @@ export class Admission {
    */
   async #lookAgain(now: number): Promise<Look> {
     await Promise.all(this.#storing);
-    const [backlog, workers, ...counts] = await Promise.all([
-      this.#queues.readBacklog(now),
-      liveWorkers(this.#queues.redis, now),
-      ...ROLES.map((role) => this.#queues[role].getCountsPerPriority(PRIORITY_CLASSES.map((name) => CLASS_PRIORITY[name]))),
-    ]);
-    const standingOf = (role: Role, i: number) =>
-      PRIORITY_CLASSES.map((name) => [name, Math.max(backlog[role].waiting[name], counts[i]![CLASS_PRIORITY[name]] ?? 0)]);
-    const standing = Object.fromEntries(ROLES.map((role, i) => [role, Object.fromEntries(standingOf(role, i))])) as Look["standing"];
+    const [backlog, workers] = await Promise.all([this.#queues.readBacklog(now), liveWorkers(this.#queues.redis, now)]);
     this.#lookedAt = performance.now();
     this.#since = new Map();
-    return { backlog, standing, workers };
+    return { backlog, workers };
   }
 
-  #checkDepth(role: Role, name: PriorityClass, standing: Look["standing"]): void {
-    const waiting = standing[role][name] + this.#acceptedSince(role, name);
+  #checkDepth(role: Role, name: PriorityClass, backlog: Backlog): void {
+    const waiting = backlog[role].waiting[name] + this.#acceptedSince(role, name);
     const most = this.#config.maxDepths[name];
     if (waiting < most) return;
     throw new MathllmError(

@@ -5,9 +5,9 @@ import { CLASS_PRIORITY, ENDING_PRIORITY, KEY_PREFIX, PRIORITY_CLASSES, type Pri
 export interface QueueBacklog {
   /** Jobs that could start now: waiting, prioritised, and delayed ones that are due; 0 while the queue is paused or its rate limit is used up. */
   depth: number;
-  /** Of those, by class, jobs that need the model. */
+  /** Jobs that need the model, by class, whether they could start now or the queue is paused or limited. */
   waiting: Record<PriorityClass, number>;
-  /** Of those, jobs that only have to be ended and need no model. */
+  /** Jobs that only have to be ended and need no model. */
   ending: number;
   /** Jobs in BullMQ's `wait` list: they came back from a worker that died. They are taken before all others. */
   returned: number;
@@ -15,8 +15,11 @@ export interface QueueBacklog {
   oldest: Record<PriorityClass, number | null>;
   /** When the next delayed job is due, or the rate limit lets the next job through, epoch milliseconds; null when nothing is awaited. */
   nextDueAt: number | null;
-  /** The rate limit is used up for the moment. */
-  limited: boolean;
+  paused: boolean;
+  /** So long until the rate limit, used up for the moment, lets the next job through; 0 while it does. */
+  limitedMs: number;
+  /** At most `max` picks within each window of `durationMs`; null without a limit. */
+  rateLimit: { max: number; durationMs: number } | null;
 }
 
 export type Backlog = Record<Role, QueueBacklog>;
@@ -30,6 +33,7 @@ export type Backlog = Record<Role, QueueBacklog>;
 const BACKLOG_SCRIPT = `
 local paused = redis.call('HEXISTS', KEYS[4], 'paused') == 1
 local max = tonumber(redis.call('HGET', KEYS[4], 'max') or false)
+local duration = tonumber(redis.call('HGET', KEYS[4], 'duration') or false)
 local limitedMs = 0
 if max and tonumber(redis.call('GET', KEYS[5]) or 0) >= max then limitedMs = math.max(redis.call('PTTL', KEYS[5]), 0) end
 local function arrival(id)
@@ -48,7 +52,8 @@ local dueAt = next[2] and math.floor(tonumber(next[2]) / 4096) or false
 if limitedMs > 0 then dueAt = now + limitedMs end
 local first = returned > 0 and arrival(redis.call('LINDEX', KEYS[1], -1)) or (due > 0 and arrival(next[1]))
 local open = not paused and limitedMs == 0
-local result = { open and returned + prioritized + due or 0, ending, returned, due, dueAt, limitedMs, first or false }
+local depth = open and returned + prioritized + due or 0
+local result = { depth, ending, returned, due, dueAt, limitedMs, max or false, duration or false, paused and 1 or 0, first or false }
 for i = 4, #ARGV do
   local low, high = between(tonumber(ARGV[i]))
   table.insert(result, redis.call('ZCOUNT', KEYS[2], low, high))
@@ -67,7 +72,7 @@ export function backlogReader(redis: Redis): (now: number) => Promise<Backlog> {
   const read = async (role: Role, now: number): Promise<QueueBacklog> => {
     const base = `${KEY_PREFIX}:${role}:`;
     const names = ["wait", "prioritized", "delayed", "meta", "limiter"].map((name) => base + name);
-    const [depth, ending, returned, due, nextDueAt, limitedMs, first, ...classes] = await script(
+    const [depth, ending, returned, due, nextDueAt, limitedMs, max, durationMs, paused, first, ...classes] = await script(
       5,
       ...names,
       now,
@@ -75,18 +80,32 @@ export function backlogReader(redis: Redis): (now: number) => Promise<Backlog> {
       ENDING_PRIORITY,
       ...priorities,
     );
-    const open = depth! > 0;
-    const waiting = byClass((i) => (open ? classes[2 * i]! : 0));
+    const waiting = byClass((i) => classes[2 * i]!);
     const oldest = byClass((i) => classes[2 * i + 1] ?? null);
     // A returned or due job keeps its class in its own hash; for the policy it counts as normal, with its true age.
-    if (open) waiting.normal += returned! + due!;
+    waiting.normal += returned! + due!;
     if (first != null && (oldest.normal === null || first < oldest.normal)) oldest.normal = first;
-    return { depth: depth!, waiting, ending: ending!, returned: returned!, oldest, nextDueAt: nextDueAt ?? null, limited: limitedMs! > 0 };
+    return {
+      depth: depth!,
+      waiting,
+      ending: ending!,
+      returned: returned!,
+      oldest,
+      nextDueAt: nextDueAt ?? null,
+      paused: paused === 1,
+      limitedMs: limitedMs!,
+      rateLimit: max == null || durationMs == null ? null : { max, durationMs },
+    };
   };
   return async (now) => {
     const [student, talker] = await Promise.all([read("student", now), read("talker", now)]);
     return { student, talker };
   };
+}
+
+/** Every job that waits in a queue, whatever for. */
+export function standingIn({ waiting, ending }: QueueBacklog): number {
+  return PRIORITY_CLASSES.reduce((sum, name) => sum + waiting[name], ending);
 }
 
 function byClass<T>(value: (index: number) => T): Record<PriorityClass, T> {

@@ -1,4 +1,4 @@
-import type { Backlog } from "./backlog.ts";
+import { type Backlog, standingIn } from "./backlog.ts";
 import type { WorkerStatus } from "./contracts.ts";
 import { PRIORITY_CLASSES, type PriorityClass, ROLES, type Role } from "./names.ts";
 import { type EstimatedModel, estimateWaitMs } from "./wait-estimate.ts";
@@ -31,11 +31,11 @@ export function expectedWaitMs(
       serviceMs,
       swapMs,
       slots,
-      depth: backlog[of].depth,
+      depth: standingIn(backlog[of]),
       oldestAgeMs: oldest === null ? 0 : Math.max(now - oldest, 0),
     };
   };
-  return estimateWaitMs({
+  const estimatedMs = estimateWaitMs({
     role,
     class: name,
     ahead,
@@ -45,6 +45,12 @@ export function expectedWaitMs(
     running,
     deadlineMs: worker.deadlinesMs[name],
   });
+  return estimatedMs === null ? null : Math.max(estimatedMs, limitWaitMs(backlog[role], ahead));
+}
+
+/** What a rate limit alone makes a job with `ahead` jobs before it wait: the rest of this window, and one window for every `max` jobs. */
+function limitWaitMs({ limitedMs, rateLimit }: Backlog[Role], ahead: number): number {
+  return rateLimit === null ? limitedMs : limitedMs + Math.floor(ahead / rateLimit.max) * rateLimit.durationMs;
 }
 
 /** Jobs of a queue that are picked before a new one of this class. */

@@ -4,7 +4,7 @@ import { type WorkerStatus, workerStatusSchema } from "./contracts.ts";
 import { aheadOf, expectedWaitMs } from "./expected-wait.ts";
 import { PRIORITY_CLASSES, type PriorityClass, ROLES, type Role } from "./names.ts";
 import type { Queues } from "./open-queues.ts";
-import { rateLimitSchema, readRateLimit } from "./rate-limits.ts";
+import { rateLimitSchema } from "./rate-limits.ts";
 import { liveWorkers } from "./worker-status.ts";
 
 const perClass = <T extends z.ZodType>(value: T) => z.record(z.enum(PRIORITY_CLASSES), value);
@@ -22,8 +22,9 @@ const queueViewSchema = z.object({
   /** How long a job accepted now would wait. */
   estimatedWaitMs: perClass(z.number().nullable()),
   rateLimit: rateLimitSchema.nullable(),
-  /** The rate limit is used up for the moment. */
-  limited: z.boolean(),
+  /** So long until the rate limit, used up for the moment, lets the next job through; 0 while it does. */
+  limitedMs: z.number(),
+  paused: z.boolean(),
 });
 
 const gpuSchema = workerStatusSchema.omit({ beatAt: true, host: true }).extend({
@@ -63,13 +64,10 @@ export async function loadQueueViews(queues: Queues, config: Config, now = Date.
   const [workers, backlog, ...rest] = await Promise.all([
     liveWorkers(queues.redis, now),
     queues.readBacklog(now),
-    ...ROLES.map(async (role) => ({
-      counts: await queues[role].getJobCounts("active", "delayed"),
-      rateLimit: await readRateLimit(queues, role),
-    })),
+    ...ROLES.map((role) => queues[role].getJobCounts("active", "delayed")),
   ]);
-  const view = (role: Role, { counts, rateLimit }: (typeof rest)[number]): QueueView => {
-    const { depth, waiting, oldest, limited } = backlog[role];
+  const view = (role: Role, counts: (typeof rest)[number]): QueueView => {
+    const { depth, waiting, oldest, limitedMs, paused, rateLimit } = backlog[role];
     const byClass = <T>(value: (name: PriorityClass) => T) =>
       Object.fromEntries(PRIORITY_CLASSES.map((name) => [name, value(name)])) as Record<PriorityClass, T>;
     return {
@@ -81,7 +79,8 @@ export async function loadQueueViews(queues: Queues, config: Config, now = Date.
       oldestAgeMs: byClass((name) => (oldest[name] === null ? null : Math.max(now - oldest[name]!, 0))),
       estimatedWaitMs: byClass((name) => expectedWaitMs(role, name, aheadOf(role, name, backlog), backlog, workers, now)),
       rateLimit,
-      limited,
+      limitedMs,
+      paused,
     };
   };
   return Object.fromEntries(ROLES.map((role, i) => [role, view(role, rest[i]!)])) as Record<Role, QueueView>;

@@ -1,4 +1,5 @@
 import type { Job, JobState } from "bullmq";
+import type { QueueBacklog } from "./backlog.ts";
 import { cancelledAt } from "./cancellation.ts";
 import type { JobData, JobError, JobStatus, JobView, StageResult, WorkerStatus } from "./contracts.ts";
 import { jobDataSchema, stageProgressSchema } from "./contracts.ts";
@@ -29,6 +30,8 @@ export interface JobSnapshot {
   /** Jobs picked before the stage that waits; null when none waits. */
   position: number | null;
   estimatedStartMs: number | null;
+  /** The queue in which a stage waits. */
+  queue: Pick<QueueBacklog, "paused" | "limitedMs"> | null;
   liveWorkers: WorkerStatus[];
   now: number;
 }
@@ -49,10 +52,9 @@ export async function loadJobView(queues: Queues, jobId: string, now = Date.now(
   const waiting = stages.find((stage) => stage.state === "waiting" || stage.state === "prioritized");
   const position = waiting && (await positionOf(queues, waiting.role, waiting.role === role ? jobId : studentStageId(jobId)));
   const data = jobDataSchema.parse(job.data);
+  const backlog = waiting === undefined ? null : await queues.readBacklog(now);
   const estimatedStartMs =
-    waiting && typeof position === "number" && workers.length > 0
-      ? expectedWaitMs(waiting.role, data.priority, position, await queues.readBacklog(now), workers, now)
-      : null;
+    backlog !== null && typeof position === "number" ? expectedWaitMs(waiting!.role, data.priority, position, backlog, workers, now) : null;
   return toJobView({
     jobId,
     data,
@@ -60,6 +62,7 @@ export async function loadJobView(queues: Queues, jobId: string, now = Date.now(
     cancelledAt: cancelled,
     position: position ?? null,
     estimatedStartMs,
+    queue: backlog === null ? null : backlog[waiting!.role],
     liveWorkers: workers,
     now,
   });
@@ -238,6 +241,8 @@ function reasonOf(job: JobSnapshot): string | null {
   if (job.liveWorkers.length === 0) return "no-worker";
   const refusal = refusalOf(job);
   if (refusal !== null) return `model-unavailable: ${refusal}`;
+  if (job.queue?.paused === true) return "paused: the queue is paused";
+  if ((job.queue?.limitedMs ?? 0) > 0) return "rate-limited: as many jobs as the queue's rate limit allows have been begun";
   return job.liveWorkers.every((worker) => worker.drained) ? "drained: an operator has stopped the workers from taking jobs" : null;
 }
 

@@ -196,7 +196,7 @@ describe("GET /gpu", () => {
       delayed: 0,
       estimatedWaitMs: { interactive: null, normal: null, batch: null },
       rateLimit: null,
-      limited: false,
+      limitedMs: 0,
     });
     expect(view.queues.talker).toMatchObject({ depth: 1, waiting: { interactive: 0, normal: 1, batch: 0 } });
     expect(view.queues.student.oldestAgeMs.normal).toBeNull();
@@ -810,7 +810,7 @@ describe("PUT and DELETE /queues/…/rate-limit", () => {
     const durationMs = 300;
     const response = await limit("student", { max: 3, durationMs });
     expect(response.status).toBe(200);
-    expect(await response.json()).toMatchObject({ rateLimit: { max: 3, durationMs }, limited: false, depth: 0 });
+    expect(await response.json()).toMatchObject({ rateLimit: { max: 3, durationMs }, limitedMs: 0, depth: 0 });
     await startWorker();
     const picks = await pickedAt(await sendMany(10));
     // A window begins with its first pick. The worker's clock reads before Redis counts.
@@ -824,7 +824,7 @@ describe("PUT and DELETE /queues/…/rate-limit", () => {
     const worker = await startWorker();
     await completed(await send({ model: "talker" }));
     const waiting = await send({ model: "talker" });
-    await soon(async () => (await queueViews()).talker.limited).toBe(true);
+    await soon(async () => (await queueViews()).talker.limitedMs > 0).toBe(true);
     for (const jobId of await sendMany(5)) await completed(jobId);
     expect(gpu.loads).toEqual(["talker", "student"]);
 
@@ -832,7 +832,7 @@ describe("PUT and DELETE /queues/…/rate-limit", () => {
     await api.close();
     api = await startApi({ config, redisUrl: redis.url, log: apiLog });
     await startWorker();
-    expect((await queueViews()).talker).toMatchObject({ rateLimit: { max: 1, durationMs: 600_000 }, limited: true });
+    expect((await queueViews()).talker).toMatchObject({ rateLimit: { max: 1, durationMs: 600_000 }, limitedMs: expect.any(Number) });
     await completed(await send());
     // The Student's queue is empty, the Talker's job still there.
     await soon(async () => (await gpuView()).gpus[0]?.lastDecision?.action).toBe("idle");
@@ -840,7 +840,7 @@ describe("PUT and DELETE /queues/…/rate-limit", () => {
     expect(gpu.loads).toEqual(["talker", "student", "student"]);
 
     const lifted = await lift("talker");
-    expect([lifted.status, await lifted.json()]).toEqual([200, expect.objectContaining({ rateLimit: null, limited: false, depth: 1 })]);
+    expect([lifted.status, await lifted.json()]).toEqual([200, expect.objectContaining({ rateLimit: null, limitedMs: 0, depth: 1 })]);
     const liftedAt = Date.now();
     const view = await completed(waiting);
     expect(view.timestamps.pickedAt! - liftedAt).toBeLessThan(5000);
@@ -855,11 +855,11 @@ describe("PUT and DELETE /queues/…/rate-limit", () => {
     await startWorker();
     const jobs = await sendMany(6);
     await Promise.race(jobs.map(completed));
-    await soon(async () => (await queueViews()).student.limited).toBe(true);
+    await soon(async () => (await queueViews()).student.limitedMs > 0).toBe(true);
     await limit("student", { max: 3, durationMs: 600_000 });
     const done = async () => (await Promise.all(jobs.map((jobId) => jobView(jobId)))).filter(({ status }) => status === "completed").length;
     await soon(done).toBe(4);
-    await soon(async () => (await queueViews()).student.limited).toBe(true);
+    await soon(async () => (await queueViews()).student.limitedMs > 0).toBe(true);
     await lift("student");
     for (const jobId of jobs) await completed(jobId);
   });

@@ -32,6 +32,7 @@ const view = (over: Partial<JobSnapshot>) =>
       cancelledAt: null,
       position: 2,
       estimatedStartMs: 9,
+      queue: null,
       liveWorkers: [],
       now: 1000,
       ...over,

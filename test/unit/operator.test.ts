@@ -59,7 +59,8 @@ const queueView: QueueView = {
   oldestAgeMs: { interactive: null, normal: null, batch: null },
   estimatedWaitMs: { interactive: null, normal: null, batch: null },
   rateLimit: null,
-  limited: false,
+  limitedMs: 0,
+  paused: false,
 };
 
 const gpuOf = (over: Partial<WorkerStatus> = {}, standbys: GpuView["gpus"][number]["standbys"] = []): GpuView["gpus"][number] => {

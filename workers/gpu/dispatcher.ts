@@ -1,5 +1,5 @@
 import type { Logger } from "pino";
-import type { Backlog, QueueBacklog } from "../../queues/backlog.ts";
+import { type Backlog, type QueueBacklog, standingIn } from "../../queues/backlog.ts";
 import { ALONE_AFTER_CRASHES } from "../../queues/contracts.ts";
 import type { GpuControl } from "../../queues/gpu-control.ts";
 import { ENDING_PRIORITY, NEXT_PRIORITY, type PriorityClass, type Role } from "../../queues/names.ts";
@@ -332,10 +332,11 @@ export class Dispatcher {
     return job;
   }
 
-  /** What came since the last look: the depth's change and what was taken meanwhile. */
+  /** What came since the last look: the change of what waits and what was taken meanwhile. */
   #countArrivals(backlog: Backlog, now: number): void {
     for (const role of this.#options.roles) {
-      const arrived = backlog[role].depth - (this.#backlog?.[role].depth ?? 0) + this.#taken[role];
+      const before = this.#backlog === null ? 0 : standingIn(this.#backlog[role]);
+      const arrived = standingIn(backlog[role]) - before + this.#taken[role];
       if (arrived > 0) this.#options.meter.arrived(role, arrived, now);
       this.#taken[role] = 0;
     }
