@@ -134,6 +134,12 @@ export function engineContract(name: string, createEngine: () => Engine, profile
       });
     });
 
+    test("a token limit beyond the context is no reason to refuse: the context is the limit", async () => {
+      const messages = solvePrompt("What is 17 + 25?");
+      const reply = await client.chat({ messages, maxTokens: 100_000, temperature: 0 }, { signal: never });
+      expect(lastBoxed(reply.text)).toBe("42");
+    });
+
     test("a malformed request gets OpenAI's error envelope", async () => {
       const post = async (body: string) =>
         fetch(`${endpoint.baseUrl}/v1/chat/completions`, { method: "POST", headers: { "content-type": "application/json" }, body });

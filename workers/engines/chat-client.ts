@@ -5,7 +5,8 @@ import { MathllmError } from "../../queues/errors.ts";
 
 export interface ChatRequest {
   messages: { role: string; content: string }[];
-  maxTokens: number;
+  /** undefined: what the context leaves. */
+  maxTokens?: number;
   temperature?: number;
   topP?: number;
   topK?: number;
@@ -31,6 +32,7 @@ const chunkSchema = z.object({
 
 const errorSchema = z.object({ error: z.object({ message: z.string(), code: z.union([z.string(), z.number()]).nullish() }) });
 
+const REFUSES_TOKEN_LIMIT = /max_(completion_)?tokens|in the completion/;
 const MAX_CONNECTIONS = 256;
 
 export interface ChatClientOptions {
@@ -56,7 +58,11 @@ export class ChatClient {
    */
   async chat(request: ChatRequest, options: { signal: AbortSignal; onText?: (text: string) => void }): Promise<ChatReply> {
     try {
-      return await this.#chat(request, options);
+      return await this.#chat(request, options).catch((error) => {
+        // vLLM also refuses a prompt that fits when the token limit does not. Without one the context is the limit.
+        if (!(error instanceof MathllmError && REFUSES_TOKEN_LIMIT.test(error.message))) throw error;
+        return this.#chat({ ...request, maxTokens: undefined }, options);
+      });
     } catch (error) {
       options.signal.throwIfAborted();
       if (error instanceof MathllmError) throw error;
