@@ -7,7 +7,9 @@ import { type Logger, pino } from "pino";
 import { startApi } from "./api/main.ts";
 import { createBoard } from "./dashboards/board.ts";
 import { runDemo } from "./producers/demo.ts";
+import { checkHealth } from "./producers/healthcheck.ts";
 import { commandGpus, gpuReport, gpuView, limitQueue, type OperatorCommand, parseRateLimit } from "./producers/operator.ts";
+import { smoke } from "./producers/smoke.ts";
 import { ApiClient } from "./producers/submit.ts";
 import { type Config, environmentShape, readConfig } from "./queues/config.ts";
 import { openRedis, waitForRedis } from "./queues/connection.ts";
@@ -20,6 +22,8 @@ import { diagnose } from "./workers/doctor.ts";
 import { engineFactory } from "./workers/engines/engines.ts";
 import { gpuIdOf } from "./workers/gpu/gpu-identity.ts";
 import { ownerName, takeHostLock } from "./workers/gpu/host-lock.ts";
+import { detectCard, hostCard, makePlan, parseMemory } from "./workers/gpu/plan.ts";
+import { planReport } from "./workers/gpu/plan-report.ts";
 import { DEFAULT_DEADLINES_MS, POLICIES } from "./workers/gpu/policy.ts";
 import { simulationReport } from "./workers/gpu/simulation-report.ts";
 import { simulate } from "./workers/gpu/simulator.ts";
@@ -31,6 +35,7 @@ import { WorkerProcess } from "./workers/worker-process.ts";
 
 const EXIT_FAILED = 1;
 const EXIT_USAGE = 2;
+const EXIT_MISSED = 3;
 
 const logTo = (config: Pick<Config, "logLevel">): Logger =>
   pino({ level: config.logLevel, base: null, timestamp: pino.stdTimeFunctions.isoTime }, pino.destination({ fd: 2, sync: true }));
@@ -186,8 +191,14 @@ async function runStart(): Promise<number> {
   );
 }
 
-async function runServe(role: Role): Promise<number> {
+async function runServe(role: Role, { dryRun }: { dryRun?: boolean }): Promise<number> {
   const config = readConfig();
+  if (dryRun === true) {
+    const { command, notes } = await engineFactory(config, logTo(config))(config.profiles[role]).dryRun(config.profiles[role]);
+    if (command !== "") say(`${command}\n`);
+    for (const note of notes) process.stderr.write(`${note}\n`);
+    return 0;
+  }
   const log = logTo(config).child({ process: "serve" });
   await makeDataDir(config.dataDir);
   const gpuId = await gpuIdOf(config);
@@ -207,12 +218,17 @@ async function runServe(role: Role): Promise<number> {
     await engine.stop(0);
     throw error;
   }
+  let stopping = false;
   const died = engine.exited.then((exit) => {
+    if (stopping) return 0;
     process.stderr.write(`The model server ended (code ${exit.code}, signal ${exit.signal}).\n${exit.lastLines.join("\n")}\n`);
     return EXIT_FAILED;
   });
   const stopped = untilSignalled(
-    () => engine.stop(config.shutdownGraceMs),
+    () => {
+      stopping = true;
+      return engine.stop(config.shutdownGraceMs);
+    },
     () => void engine.stop(0),
   );
   return Promise.race([stopped, died]);
@@ -320,6 +336,66 @@ async function runDoctor(options: { json?: boolean }): Promise<number> {
   return checks.every((check) => check.ok) ? 0 : EXIT_FAILED;
 }
 
+interface PlanCommandOptions {
+  student?: string;
+  talker?: string;
+  draft?: string;
+  vram?: number;
+  free?: number;
+  json?: boolean;
+  env?: boolean;
+}
+
+async function runPlan(options: PlanCommandOptions): Promise<number> {
+  const config = readConfig();
+  const { vram, free, draft } = options;
+  const profileOf = (role: Role) => {
+    const { mode, model } = config.profiles[role];
+    // A model that is named to be planned for here is none of a server elsewhere.
+    const isElsewhere = mode === "ollama" || mode === "remote";
+    const planned = options[role] !== undefined && isElsewhere ? "embedded" : mode;
+    return { ...config.profiles[role], mode: planned, model: options[role] ?? model };
+  };
+  const taken = free === undefined ? "All of it is taken as free: say --free for what a desktop leaves." : null;
+  const found = vram === undefined ? await detectCard(config.gpuId) : { card: null, processes: [], note: taken };
+  const asked = vram === undefined ? null : { kind: "gpu" as const, name: "the card of --vram", totalBytes: vram, freeBytes: vram };
+  const card = asked ?? found.card ?? hostCard();
+  const plan = await makePlan(
+    { student: profileOf("student"), talker: profileOf("talker") },
+    {
+      card: { ...card, freeBytes: free ?? card.freeBytes },
+      processes: found.processes,
+      note: found.note,
+      draft,
+      dataDir: config.dataDir,
+      hfToken: config.hfToken,
+    },
+  );
+  say(options.json ? `${JSON.stringify(plan)}\n` : options.env ? plan.env : planReport(plan));
+  return plan.safe ? 0 : EXIT_MISSED;
+}
+
+async function runHealthcheck(url: string, options: { json?: boolean }): Promise<number> {
+  const health = await checkHealth(url, process.env.MODEL_API_KEY);
+  say(
+    options.json
+      ? `${JSON.stringify(health)}\n`
+      : `${health.url} serves ${health.models.join(", ")}; one token took ${health.oneTokenMs.toFixed(0)} ms\n`,
+  );
+  return 0;
+}
+
+async function runSmoke(options: { timeoutS: number; url?: string; json?: boolean }): Promise<number> {
+  const results = await smoke(apiAt(options.url), options.timeoutS * 1000);
+  const ok = results.every((result) => result.ok);
+  if (options.json) say(`${JSON.stringify({ ok, results })}\n`);
+  else {
+    for (const result of results) say(`${result.ok ? "ok  " : "FAIL"}  ${result.problem}  ${result.reason ?? result.answer}\n`);
+    say(ok ? "passed: both models answer\n" : "failed\n");
+  }
+  return ok ? 0 : EXIT_FAILED;
+}
+
 async function runGpu(
   command: OperatorCommand | "show",
   options: { url?: string; gpu?: string; model?: Role; json?: boolean },
@@ -395,6 +471,12 @@ function classMix(text: string): TrafficOptions["classes"] {
   return mix;
 }
 
+function memorySize(text: string): number {
+  const bytes = parseMemory(text);
+  if (bytes === null) throw new InvalidArgumentError("Expected an amount of memory such as 12GiB, 12227MiB or bytes.");
+  return bytes;
+}
+
 function rateLimit(text: string): RateLimit | null {
   const limit = parseRateLimit(text);
   if (limit === undefined) throw new InvalidArgumentError("Expected a rate such as 10/s, 100/min or 5/h, or off.");
@@ -433,7 +515,21 @@ function cli(run: (action: () => Promise<number>) => Promise<void>): Command {
     .command("serve")
     .description("run one model server alone, with its OpenAI-compatible API")
     .argument("<role>", ROLES.join(" or "), oneOf(ROLES))
-    .action((role) => run(() => runServe(role)));
+    .option("--dry-run", "print the command line that would be run, and run nothing")
+    .action((role, options) => run(() => runServe(role, options)));
+  program
+    .command("healthcheck")
+    .description("ask an OpenAI-compatible model server for its models and for one token")
+    .argument("<url>", "http://localhost:8009/v1")
+    .option("--json", "print one object")
+    .action((url, options) => run(() => runHealthcheck(url, options)));
+  program
+    .command("smoke")
+    .description("a handful of problems through both models of a running system: pass or fail")
+    .option("--timeout-s <seconds>", "for all of them together", number(1, 86_400), 600)
+    .option("--url <url>", "the API's address (default: from HOST and PORT)")
+    .option("--json", "print one object")
+    .action((options) => run(() => runSmoke(options)));
   program
     .command("solve")
     .description("send one problem to a running API and print its solution")
@@ -495,6 +591,18 @@ function cli(run: (action: () => Promise<number>) => Promise<void>): Command {
     .option("--seed <number>", "of the random traffic", wholeNumber(0, 4_294_967_295), 1)
     .option("--json", "print one object")
     .action((options) => run(() => runSimulate(options)));
+  program
+    .command("plan")
+    .description("say what fits on the card before anything is loaded, with settings that do")
+    .option("--student <model>", "a GGUF file, a model's folder, owner/name or hf:owner/name:quantisation (default: STUDENT_MODEL)")
+    .option("--talker <model>", "the same for the Talker (default: TALKER_MODEL)")
+    .option("--draft <model>", "check this draft for the Student")
+    .option("--vram <size>", "plan for a card of that size, such as 12GiB or 12227MiB (default: the card that is there)", memorySize)
+    .option("--free <size>", "what is free on it (default: what nvidia-smi says, or all)", memorySize)
+    .option("--env", "print only the settings, for a .env file")
+    .addOption(new Option("--json", "print the plan as one object").conflicts("env"))
+    .addHelpText("after", "\nExit codes: 0 settings that fit exist for both models, 3 they don't.")
+    .action((options) => run(() => runPlan(options)));
   program
     .command("doctor")
     .description("check everything a start needs and say what to do")

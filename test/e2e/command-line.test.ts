@@ -115,6 +115,32 @@ describe("a running system", () => {
     expect(stderr).toMatch(/tokens and the model's context holds 512/);
   });
 
+  test("smoke passes: a handful of problems through both models", async () => {
+    const { code, stdout } = await mathllm(["smoke", "--json", "--url", url]);
+    expect(JSON.parse(stdout)).toMatchObject({ ok: true, results: Array(4).fill(expect.objectContaining({ ok: true, explained: true })) });
+    expect(code).toBe(0);
+  });
+
+  test("gpu tells what is resident and why; drain, resume and limit are felt", async () => {
+    const show = async () => (await mathllm(["gpu", "--json", "--url", url])).stdout;
+    await expect.poll(async () => JSON.parse(await show()).gpus[0].phase, { timeout: 10_000 }).toBe("idle");
+    expect(JSON.parse(await show())).toMatchObject({ gpus: [{ drained: false }], queues: { student: { rateLimit: null } } });
+    expect((await mathllm(["gpu", "drain", "--url", url])).stdout).toMatch(/^drain: told /);
+    await expect.poll(async () => JSON.parse(await show()).gpus[0].drained, { timeout: 10_000 }).toBe(true);
+    expect((await mathllm(["gpu", "--url", url])).stdout).toMatch(/waits: drained by an operator/);
+    await mathllm(["gpu", "resume", "--url", url]);
+    expect((await mathllm(["limit", "student", "100/s", "--url", url])).stdout).toBe("student: 100 jobs within 1000 ms\n");
+    expect(JSON.parse(await show()).queues.student.rateLimit).toEqual({ max: 100, durationMs: 1000 });
+    await mathllm(["limit", "student", "off", "--url", url]);
+    expect((await mathllm(["limit", "student", "fast", "--url", url])).code).toBe(2);
+  });
+
+  test("a model server of one's own is kept off the GPU that the worker holds", async () => {
+    const { code, stderr } = await mathllm(["serve", "student"]);
+    expect(code).toBe(1);
+    expect(stderr).toMatch(/a GPU worker, process \d+ holds it/);
+  });
+
   test("SIGTERM drains and leaves no process behind", async () => {
     const exited = once(system, "exit");
     system.kill("SIGTERM");
@@ -219,4 +245,27 @@ test("simulate prints one object with the fields scripts rely on, and a table fo
   expect((await mathllm(["simulate", "--backlog", "--jobs", "50", "--policy", "fifo"])).stdout).toMatch(/fifo: \d+ swaps/);
   const replayed = await mathllm(["simulate", "--replay", "/nowhere.jsonl"]);
   expect([replayed.code, replayed.stderr]).toEqual([2, expect.stringContaining("expected a telemetry file")]);
+});
+
+test("serve --dry-run prints the command line alone; healthcheck asks a model server that runs", async () => {
+  const port = 20_000 + (process.pid % 10_000);
+  const env = { GPU_ID: `serve-${process.pid}`, TALKER_PORT: String(port) };
+  expect((await mathllm(["serve", "talker", "--dry-run"], env)).stdout).toMatch(/embedded-server\.ts\n$/);
+  const url = `http://127.0.0.1:${port}/v1`;
+  expect((await mathllm(["healthcheck", url])).code).toBe(1);
+  const server = spawn(process.execPath, [main, "serve", "talker"], {
+    env: environment(env),
+    cwd: folder,
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+  try {
+    await once(server.stdout!, "data");
+    const { code, stdout, stderr } = await mathllm(["healthcheck", url, "--json"]);
+    expect([code, stderr]).toEqual([0, ""]);
+    expect(JSON.parse(stdout)).toMatchObject({ url, models: ["talker"], oneTokenMs: expect.any(Number) });
+    server.kill("SIGINT");
+    expect((await once(server, "exit"))[0]).toBe(0);
+  } finally {
+    server.kill("SIGKILL");
+  }
 });

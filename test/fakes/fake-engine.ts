@@ -73,6 +73,10 @@ export class FakeEngine implements Engine {
     this.#end({ code: null, signal: "SIGSEGV", lastLines: ["died"], ...exit });
   }
 
+  async dryRun() {
+    return { command: "", notes: [] };
+  }
+
   async health(): Promise<void> {
     if (!this.#gpu.healthy) throw new Error("no answer");
   }

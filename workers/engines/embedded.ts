@@ -11,6 +11,7 @@ import { ServerProcess } from "./server-process.ts";
 
 const LISTEN_TIMEOUT_MS = 60_000;
 const PROGRESS_EVERY_MS = 2000;
+const SERVER_SCRIPT = path.join(import.meta.dirname, "embedded-server.ts");
 const DRAFTING_THREADS = 4;
 
 export interface EmbeddedEngineOptions {
@@ -56,7 +57,7 @@ class EmbeddedEngine implements Engine {
     const poolThreads = draft === undefined ? 1 : DRAFTING_THREADS;
     const identity = await this.#process.start(
       process.execPath,
-      [path.join(import.meta.dirname, "embedded-server.ts")],
+      [SERVER_SCRIPT],
       { ...process.env, HF_TOKEN: undefined, REDIS_URL: undefined, UV_THREADPOOL_SIZE: String(poolThreads) },
       { ipc: true },
     );
@@ -80,6 +81,12 @@ class EmbeddedEngine implements Engine {
     const { port } = await listening;
     this.#baseUrl = `http://127.0.0.1:${port}`;
     return { baseUrl: this.#baseUrl, ...identity };
+  }
+
+  async dryRun(profile: ModelProfile): Promise<{ command: string; notes: string[] }> {
+    const { path: file } = await this.#resolve(profile.model);
+    const notes = [`It is told over its channel to serve ${file} at 127.0.0.1:${profile.port}.`];
+    return { command: `${process.execPath} ${SERVER_SCRIPT}`, notes };
   }
 
   async ready(timeoutMs: number): Promise<ReadyModel> {

@@ -67,6 +67,8 @@ export interface Engine {
   ready(timeoutMs: number): Promise<ReadyModel>;
   /** Resolves only when the process is gone and its memory with it; kills it after `graceMs`. Safe to call twice and before `ready`. */
   stop(graceMs: number): Promise<void>;
+  /** What `start` would run, as it could be typed in a shell, and what of the settings was put into other words; nothing is started. */
+  dryRun(profile: ModelProfile): Promise<{ command: string; notes: string[] }>;
   /** Only where the engine can: gives the GPU's memory back but for a residual, and keeps the process. Rejects when it did not fall asleep. */
   sleep?(level: 1 | 2): Promise<void>;
   /** The reverse; resolves when it can answer again. */

@@ -56,6 +56,11 @@ export class HttpEngine implements Engine {
     return this.#process.exited;
   }
 
+  async dryRun(profile: ModelProfile): Promise<{ command: string; notes: string[] }> {
+    const launch = await this.#program.launch(profile, profile.port, this.#stopped.signal);
+    return { command: commandLine(launch), notes: launch.notes };
+  }
+
   async start(profile: ModelProfile): Promise<Endpoint> {
     const port = profile.port === 0 ? await findFreePort() : profile.port;
     // vLLM shares a taken port instead of failing, so it is looked at here.

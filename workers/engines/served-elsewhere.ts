@@ -125,6 +125,10 @@ class ElsewhereEngine implements Engine {
     });
   }
 
+  async dryRun({ url, model }: ModelProfile): Promise<{ command: string; notes: string[] }> {
+    return { command: "", notes: [`Nothing is started: ${model} is served at ${url}.`] };
+  }
+
   async start(profile: ModelProfile): Promise<Endpoint> {
     this.#profile = profile;
     await this.#server.health(profile, this.#within(REQUEST_TIMEOUT_MS));
