@@ -20,7 +20,9 @@ import { openQueues } from "./queues/open-queues.ts";
 import type { RateLimit } from "./queues/rate-limits.ts";
 import { diagnose } from "./workers/doctor.ts";
 import { engineFactory } from "./workers/engines/engines.ts";
+import { FitCheck } from "./workers/gpu/fit-check.ts";
 import { gpuIdOf } from "./workers/gpu/gpu-identity.ts";
+import { readVram } from "./workers/gpu/gpu-memory.ts";
 import { ownerName, takeHostLock } from "./workers/gpu/host-lock.ts";
 import { detectCard, hostCard, makePlan, parseMemory } from "./workers/gpu/plan.ts";
 import { planReport } from "./workers/gpu/plan-report.ts";
@@ -191,7 +193,7 @@ async function runStart(): Promise<number> {
   );
 }
 
-async function runServe(role: Role, { dryRun }: { dryRun?: boolean }): Promise<number> {
+async function runServe(role: Role, { dryRun, force }: { dryRun?: boolean; force?: boolean }): Promise<number> {
   const config = readConfig();
   if (dryRun === true) {
     const { command, notes } = await engineFactory(config, logTo(config))(config.profiles[role]).dryRun(config.profiles[role]);
@@ -209,8 +211,10 @@ async function runServe(role: Role, { dryRun }: { dryRun?: boolean }): Promise<n
       `Expected GPU ${gpuId} to be free; ${ownerName(taken.owner)} holds it. Stop that first, or set GPU_ID to another name for a model server that runs on the CPU.`,
     );
   }
-  const engine = engineFactory(config, log)(config.profiles[role]);
-  const endpoint = await engine.start(config.profiles[role]);
+  const fitCheck = new FitCheck({ ...config, forceLoad: config.forceLoad || force === true }, gpuId, log);
+  const profile = await fitCheck.check(config.profiles[role], await readVram(gpuId));
+  const engine = engineFactory(config, log)(profile);
+  const endpoint = await engine.start(profile);
   try {
     const model = await engine.ready(config.engineStartTimeoutMs);
     say(`${role} ${model.modelId} at ${endpoint.baseUrl}/v1, ${model.contextTokens} tokens of context per sequence\n`);
@@ -515,6 +519,7 @@ function cli(run: (action: () => Promise<number>) => Promise<void>): Command {
     .command("serve")
     .description("run one model server alone, with its OpenAI-compatible API")
     .argument("<role>", ROLES.join(" or "), oneOf(ROLES))
+    .option("--force", "load it even though it is reckoned not to fit")
     .option("--dry-run", "print the command line that would be run, and run nothing")
     .action((role, options) => run(() => runServe(role, options)));
   program

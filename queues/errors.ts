@@ -32,6 +32,7 @@ export const ERRORS = {
   "engine-failed": { status: 502, title: "The model server failed", retryable: true },
   "engine-refused": { status: 502, title: "The model server refused the request", retryable: false },
   "out-of-memory": { status: 503, title: "The model does not fit into the memory", retryable: true },
+  "memory-taken": { status: 503, title: "Other programs hold the memory that the model needs", retryable: true },
   "job-crashes-model": { status: 500, title: "The model server died each time it ran this job", retryable: false },
   "gpu-in-use": { status: 409, title: "Another process holds the GPU", retryable: true },
   "engine-missing": { status: 500, title: "The engine's program is not there", retryable: false },

@@ -13,8 +13,10 @@ import { openQueues } from "../queues/open-queues.ts";
 import { liveWorkers, pruneStatuses, publishStatus, removeStatus } from "../queues/worker-status.ts";
 import type { EngineFactory } from "./engines/engine.ts";
 import { Dispatcher } from "./gpu/dispatcher.ts";
+import { FitCheck } from "./gpu/fit-check.ts";
 import { gpuIdOf } from "./gpu/gpu-identity.ts";
-import { IdleLevel, readVram, type VramUse, VramWatermark } from "./gpu/gpu-memory.ts";
+import { IdleLevel, readVram, VramWatermark } from "./gpu/gpu-memory.ts";
+import { GpuMonitor } from "./gpu/gpu-monitor.ts";
 import { Guardrails } from "./gpu/guardrails.ts";
 import type { HostLock } from "./gpu/host-lock.ts";
 import { type Lane, laneOf, rolesOfLanes } from "./gpu/lanes.ts";
@@ -75,8 +77,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
   }
   const workerId = randomUUID();
   const gpuId = await gpuIdOf(config);
-  let vram: VramUse | null = await readVram(gpuId);
-  const onGpu = vram !== null;
+  const onGpu = (await readVram(gpuId)) !== null;
   let control: GpuControl = await readGpuControl(redis, gpuId);
   let peers = peersOf(gpuId, await liveWorkers(redis));
   const queues = openQueues(redis, onError);
@@ -92,7 +93,6 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
   const guardrails = new Guardrails({ redis, gpuId, profiles: config.profiles, onAction: tell, log });
   await guardrails.restore();
   const watermark = new VramWatermark(config.vramWatermark, (action, reason) => tell("guardrail", { action, reason }));
-  watermark.see(vram);
   const meter = new TrafficMeter({
     get student() {
       return guardrails.capacity("student").maxNumSeqs;
@@ -101,6 +101,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
       return guardrails.capacity("talker").maxNumSeqs;
     },
   });
+  const fitCheck = new FitCheck(config, gpuId, log);
   const lanes = rolesOfLanes(config.talkerCoresident).map((roles): Lane => {
     const slot = new ModelSlot({
       profileOf: (role) => guardrails.profile(role),
@@ -113,6 +114,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
         return lease.recordModelServers(lanes.flatMap(({ modelServers }) => modelServers));
       },
       idleLevel: new IdleLevel(gpuId, onGpu, config.vramFreedTimeoutMs),
+      fit: (profile, vram) => fitCheck.check(profile, vram),
       onNotFreed: (role, reason) => {
         log.warn({ role }, reason);
         tell("guardrail", { action: "memory-not-freed", role, reason });
@@ -130,6 +132,9 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     const lane: Lane = { roles, slot, dispatcher: null, released: false, modelServers: [] };
     return lane;
   });
+  const monitor = new GpuMonitor({ gpuId, modelServerPid: () => lanes[0]!.slot.server.pid, log });
+  await monitor.start();
+  watermark.see(monitor.vram);
   const wakeAll = () => {
     for (const lane of lanes) lane.dispatcher?.wake();
   };
@@ -142,7 +147,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     guardrails,
     meter,
     drained: () => control.drained,
-    vram: () => vram,
+    vram: () => monitor.vram,
   });
   const beat = () => publishStatus(redis, report.status()).catch(onError);
 
@@ -225,8 +230,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
   };
   const heartbeat = setInterval(async () => {
     try {
-      if (onGpu) vram = await readVram(gpuId);
-      watermark.see(vram);
+      watermark.see(monitor.vram);
       await beat();
       peers = peersOf(gpuId, await liveWorkers(redis));
       await refresh();
@@ -241,6 +245,8 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     running: lanes.reduce((sum, lane) => sum + (lane.dispatcher?.running ?? 0), 0),
     rssBytes: residentMemoryBytes(process.pid),
     modelServerRssBytes: lanes[0]!.slot.server.pid === null ? null : residentMemoryBytes(lanes[0]!.slot.server.pid),
+    modelServerVramBytes: monitor.modelServerVramBytes,
+    gpu: monitor.latest,
   }));
   await pruneStatuses(redis);
   await beat();
@@ -321,6 +327,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     clearInterval(heartbeat);
     await wakeSignal.close();
     await Promise.all(Object.values(workers).map((worker) => worker.close(true)));
+    await monitor.stop();
     await telemetry.close();
     if (await answers(redis, REDIS_ANSWER_TIMEOUT_MS)) {
       await lease.release();

@@ -26,15 +26,23 @@ export async function fakeGpuMachine(folder: string): Promise<FakeGpuMachine> {
   // A file whose process has ended is a leak only where its owner meant it to be one.
   await script(
     "nvidia-smi",
-    `used=$(cat ${folder}/other)
-for file in ${folder}/vram-*; do
-  [ -e "$file" ] || continue
-  pid=\${file##*-}
-  if [ -e /proc/$pid ] || [ "$(cat ${folder}/behaviour)" = leaks ]; then used=$((used + $(cat "$file"))); fi
-done
+    `total=${TOTAL_MEBIBYTES}
+use() {
+  used=$(cat ${folder}/other) || exit
+  for file in ${folder}/vram-*; do
+    [ -e "$file" ] || continue
+    pid=\${file##*-}
+    if [ -e /proc/$pid ] || [ "$(cat ${folder}/behaviour)" = leaks ]; then used=$((used + $(cat "$file"))); fi
+  done
+}
 case "$*" in
+  *query-gpu=name*) use; echo "NVIDIA GeForce RTX 5070, $total, $((total - used))" ;;
   *uuid*) echo GPU-11111111-2222-3333-4444-555555555555 ;;
-  *) echo "$used, ${TOTAL_MEBIBYTES}" ;;
+  *compute-apps=pid,process_name*) for file in ${folder}/vram-*; do [ ! -e "$file" ] || echo "\${file##*-}, a-game, $(cat "$file")"; done ;;
+  *compute-apps*) for file in ${folder}/vram-*; do [ ! -e "$file" ] || echo "\${file##*-}, $(cat "$file")"; done ;;
+  *-lms*)
+    while use && echo "2026/10/05 12:00:00.000, $total, $used, $((total - used)), 37, 55, 92.50, 2407"; do sleep 0.2; done ;;
+  *) use; echo "$used, $total" ;;
 esac`,
   );
   await script("vllm", `FAKE_GPU_DIR=${folder} exec ${process.execPath} ${path.join(import.meta.dirname, "fake-vllm.mjs")} "$@"`);

@@ -123,7 +123,7 @@ test("idle for long, the model is unloaded, and the next job loads it again", as
   await end(await send());
   expect(gpu.up).toBe(1);
   await expect.poll(() => gpu.up, { timeout: 5000 }).toBe(0);
-  expect(worker.status()).toMatchObject({ residentModel: null, phase: "idle", server: { state: "stopped" } });
+  await expect.poll(() => worker.status()).toMatchObject({ residentModel: null, phase: "idle", server: { state: "stopped" } });
   expect(worker.status().decisions.map(({ reason }) => reason)).toContain("the GPU is free: no work for 1 s");
   expect((await end(await send())).status).toBe("completed");
 });
@@ -134,10 +134,22 @@ test("above the VRAM watermark one job runs at a time; below it as many as fit",
   const bin = path.join(redis.dataDir, "bin");
   await mkdir(bin);
   const vram = (usedMebibytes: number) => writeFile(path.join(bin, "vram"), `${usedMebibytes}, 12227\n`);
-  await vram(11_900);
+  await vram(11_700);
   await writeFile(
     path.join(bin, "nvidia-smi"),
-    `#!/bin/sh\ncase "$*" in *uuid*) echo GPU-test;; *) cat ${path.join(bin, "vram")};; esac\n`,
+    `#!/bin/sh
+vram=${path.join(bin, "vram")}
+case "$*" in
+  *query-gpu=name*) read -r used total < $vram; echo "NVIDIA GeForce RTX 5070, $total, $((total - \${used%,}))" ;;
+  *uuid*) echo GPU-test ;;
+  *-lms*)
+    while [ -e $vram ]; do
+      read -r used total < $vram && echo "2026/10/05 12:00:00.000, $total, $used 0, 0, 40, 20.00, 300"
+      sleep 0.2
+    done ;;
+  *) cat $vram ;;
+esac
+`,
   );
   await chmod(path.join(bin, "nvidia-smi"), 0o755);
   const before = process.env.PATH;
@@ -145,10 +157,10 @@ test("above the VRAM watermark one job runs at a time; below it as many as fit",
   try {
     gpu.serviceMs = () => 60_000;
     const worker = await startWorker({ VRAM_WATERMARK: "0.95", SHUTDOWN_GRACE_MS: "100" });
-    await expect.poll(() => worker.status().vram?.usedBytes, { timeout: 5000 }).toBe(11_900 * 1_048_576);
+    await expect.poll(() => worker.status().vram?.usedBytes, { timeout: 5000 }).toBe(11_700 * 1_048_576);
     const jobs = [await send(), await send(), await send()];
     await serving(1);
-    await expect.poll(() => worker.status().waitsFor).toContain("97.3 % of the VRAM is in use");
+    await expect.poll(() => worker.status().waitsFor).toContain("95.7 % of the VRAM is in use");
     expect(gpu.engines.at(-1)?.serving).toBe(1);
     await vram(9000);
     await expect.poll(() => gpu.engines.at(-1)?.serving, { timeout: 5000 }).toBe(3);

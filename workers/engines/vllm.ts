@@ -1,9 +1,11 @@
 import { createHash } from "node:crypto";
-import { readdir, readFile, stat } from "node:fs/promises";
+import { readdir, readFile } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "pino";
 import { MathllmError } from "../../queues/errors.ts";
+import { readModelShape } from "../gpu/model-shape.ts";
+import { kvBytes } from "../gpu/vram.ts";
 import type { EngineMetrics, Footprint } from "./engine.ts";
 import { HttpEngine, type Launch, type ServerProgram } from "./http-engine.ts";
 import { digestOf } from "./model-file.ts";
@@ -55,10 +57,9 @@ export function vllmProgram({ bin, dataDir, hfToken }: VllmOptions): ServerProgr
       prefixCacheHitTokensTotal: metricSum(text, "vllm:prefix_cache_hits_total"),
       prefixCacheQueryTokensTotal: metricSum(text, "vllm:prefix_cache_queries_total"),
     }),
-    footprint: async (profile): Promise<Footprint> => {
-      const files = await weightFiles(profile.model);
-      const sizes = await Promise.all(files.map(async (file) => (await stat(file)).size));
-      return { weightsBytes: sizes.reduce((sum, size) => sum + size, 0), contextBytes: 0 };
+    footprint: async ({ model, maxModelLen, maxNumSeqs, kvCacheBits }): Promise<Footprint> => {
+      const shape = await readModelShape(model, { dataDir, offline: true });
+      return { weightsBytes: shape.weightsBytes, contextBytes: kvBytes(shape, "vllm", maxModelLen, maxNumSeqs, kvCacheBits) };
     },
     weightFiles: async (profile) => weightFiles(profile.model),
     sleep: async (baseUrl, level) => {

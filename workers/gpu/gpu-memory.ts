@@ -46,9 +46,11 @@ export class IdleLevel {
     this.#onGpu = onGpu;
   }
 
-  /** To be called while nothing is loaded. */
-  async measure(): Promise<void> {
-    if (this.#onGpu) this.#usedBytes = (await readVram(this.#gpuId))?.usedBytes ?? null;
+  /** To be called while nothing is loaded. Returns what is in use; null without a GPU. */
+  async measure(): Promise<VramUse | null> {
+    const vram = this.#onGpu ? await readVram(this.#gpuId) : null;
+    this.#usedBytes = vram?.usedBytes ?? null;
+    return vram;
   }
 
   /**
@@ -93,7 +95,8 @@ export class VramWatermark {
     const share = vram === null ? 0 : vram.usedBytes / vram.totalBytes;
     const limit = this.#reason === null ? this.#share : this.#share - WATERMARK_RELIEF;
     if (share >= limit === (this.#reason !== null)) return;
-    const text = `${(100 * share).toFixed(1)} % of the VRAM is in use, the watermark is ${(100 * this.#share).toFixed(1)} %`;
+    const use = vram === null ? "it is no longer known how much VRAM is in use" : `${(100 * share).toFixed(1)} % of the VRAM is in use`;
+    const text = `${use}, the watermark is ${(100 * this.#share).toFixed(1)} %`;
     this.#reason = share >= limit ? `${text}: one job at a time` : null;
     this.#onChange(this.#reason === null ? "watermark-left" : "watermark-reached", text);
   }

@@ -13,6 +13,8 @@ export interface ModelShapeOptions {
   hfToken?: string;
   /** Default: HF_ENDPOINT, else huggingface.co. */
   hub?: string;
+  /** Nothing is asked of the hub: what is neither here nor known is `model-missing`. */
+  offline?: boolean;
   timeoutMs?: number;
 }
 
@@ -38,6 +40,7 @@ async function shapeAt(reference: string, options: ModelShapeOptions): Promise<M
   }
   const known = knownShape(reference);
   if (known !== undefined) return known;
+  if (options.offline === true) throw new MathllmError("model-missing", `${reference} is neither on this machine nor known.`);
   const hub = new Hub(options);
   const file = /^hf:([\w.-]+\/[\w.-]+)\/(.+\.gguf)$/i.exec(reference);
   if (file !== null) return { ...(await hub.ggufShape(file[1]!, file[2]!)), reference };

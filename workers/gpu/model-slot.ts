@@ -8,7 +8,7 @@ import type { ProcessIdentity } from "../../queues/process-identity.ts";
 import { ChatClient } from "../engines/chat-client.ts";
 import type { Engine, EngineExit, EngineFactory, ReadyModel } from "../engines/engine.ts";
 import { kernelOomKills } from "../engines/out-of-memory.ts";
-import type { IdleLevel } from "./gpu-memory.ts";
+import type { IdleLevel, VramUse } from "./gpu-memory.ts";
 import type { ServerDeath } from "./guardrails.ts";
 import { clearPort, isStopped } from "./left-behind.ts";
 import { SleepingServers } from "./sleeping-servers.ts";
@@ -21,6 +21,8 @@ export interface LoadedModel {
   model: ReadyModel;
   /** As it was started: requests at once, context, answer length. */
   profile: ModelProfile;
+  /** As it was asked for, before it was fitted to the model and the memory. */
+  asked: ModelProfile;
   /** null for a server that someone else runs. */
   identity: ProcessIdentity | null;
 }
@@ -53,6 +55,8 @@ export interface ModelSlotOptions {
   /** Told before a model server may allocate its first byte, and again when its memory is free: all that hold any, sleeping ones too. */
   recordModelServers: (identities: ProcessIdentity[]) => Promise<void>;
   idleLevel: IdleLevel;
+  /** The profile as it can be loaded now. Throws `out-of-memory` or `memory-taken`. `vram`: what is in use; null without a GPU. */
+  fit: (profile: ModelProfile, vram: VramUse | null) => Promise<ModelProfile>;
   /** The memory of a stopped server did not come back in time; the next load is tried all the same. */
   onNotFreed: (role: Role | null, reason: string) => void;
   onState: (state: ServerState) => void;
@@ -185,9 +189,9 @@ export class ModelSlot {
     try {
       const orphan = await clearPort(profile.port);
       if (orphan !== null) log.warn({ pid: orphan.pid, port: profile.port }, "stopped a model server that had outlived its worker");
-      await this.#options.idleLevel.measure();
+      const fitted = await this.#options.fit(profile, await this.#options.idleLevel.measure());
       const spawningAt = performance.now();
-      const endpoint = await engine.start(profile);
+      const endpoint = await engine.start(fitted);
       const spawnMs = performance.now() - spawningAt;
       const identity = endpoint.pid === null ? null : { pid: endpoint.pid, startTicks: endpoint.startTicks };
       await this.#record(identity);
@@ -196,7 +200,7 @@ export class ModelSlot {
       const model = await engine.ready(this.#options.startTimeoutMs);
       const warmupMs = performance.now() - warmingAt;
       void engine.exited.then((exit) => this.#exited(engine, exit));
-      this.#ready({ role, engine, baseUrl: endpoint.baseUrl, model, profile, identity });
+      this.#ready({ role, engine, baseUrl: endpoint.baseUrl, model, profile: fitted, asked: profile, identity });
       const totalMs = performance.now() - startedAt;
       log.info({ role, model: model.modelId, pid: endpoint.pid, ms: Math.round(totalMs) }, "model is resident");
       return { spawnMs, warmupMs, totalMs };

@@ -532,6 +532,9 @@ export interface FitCheck {
   haveBytes: number;
   arithmetic: string;
   largestMaxNumSeqs: number;
+  /** vLLM: the largest share of the card that starts now, and whether the model fits within it. */
+  utilisationNow: number | null;
+  fitsUtilisationNow: boolean;
 }
 
 /**
@@ -547,19 +550,28 @@ export async function checkFits(profile: PlannedProfile, card: Card, options: Mo
       haveBytes,
       arithmetic: `the ${profile.mode} server's memory is its own`,
       largestMaxNumSeqs: profile.maxNumSeqs,
+      utilisationNow: null,
+      fitsUtilisationNow: false,
     };
   }
   const shape = await readModelShape(profile.model, options);
   const { enabled, draftModel } = profile.speculative;
   const draft = enabled && draftModel ? await readModelShape(draftModel, options) : undefined;
+  return fitCheckOf(profile, shape, draft, card);
+}
+
+/** The same with the shapes at hand. Pure. */
+export function fitCheckOf(profile: PlannedProfile, shape: ModelShape, draft: ModelShape | undefined, card: Card): FitCheck {
   const settings = settingsOf(profile, engineFor(profile.mode, shape), draft);
   const fit = fitOf(shape, settings, card);
-  const answer = ({ fits, needBytes, haveBytes, arithmetic, largestSequences }: Fit): FitCheck => ({
+  const answer = ({ fits, needBytes, haveBytes, arithmetic, largestSequences, utilisationNow, fitsUtilisationNow }: Fit): FitCheck => ({
     fits,
     needBytes,
     haveBytes,
     arithmetic,
     largestMaxNumSeqs: largestSequences,
+    utilisationNow,
+    fitsUtilisationNow,
   });
   if (fit.fits || settings.engine !== "embedded" || settings.gpuLayers !== undefined || card.kind === "host") return answer(fit);
   const partly = fitOf(shape, { ...settings, gpuLayers: fit.largestGpuLayers }, card);

@@ -60,7 +60,7 @@ export class SleepingServers {
     const asleep = this.#asleep.get(role);
     if (asleep === undefined) return null;
     this.#asleep.delete(role);
-    if (JSON.stringify(capacityOf(asleep.profile)) === JSON.stringify(capacityOf(profile))) return asleep;
+    if (JSON.stringify(capacityOf(asleep.asked)) === JSON.stringify(capacityOf(profile))) return asleep;
     await asleep.engine.stop(0);
     return null;
   }
