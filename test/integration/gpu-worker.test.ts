@@ -124,7 +124,9 @@ test("late batch jobs get every fifth pick, however many interactive ones wait",
   const batch = [await send({ priority: "batch" }), await send({ priority: "batch" })];
   const interactive = await Promise.all(Array.from({ length: 40 }, () => send({ priority: "interactive" })));
   await startWorker(configured({ STUDENT_MAX_NUM_SEQS: "1", BATCH_DEADLINE_MS: "1" }));
-  const picks = await Promise.all([...batch, ...interactive].map(async (jobId) => ({ jobId, at: (await end(jobId)).timestamps.pickedAt! })));
+  const picks = await Promise.all(
+    [...batch, ...interactive].map(async (jobId) => ({ jobId, at: (await end(jobId)).timestamps.pickedAt! })),
+  );
   const order = picks.sort((a, b) => a.at - b.at).map(({ jobId }) => jobId);
   expect(batch.map((jobId) => order.indexOf(jobId))).toEqual([expect.closeTo(4, -1), expect.closeTo(9, -1)]);
 });

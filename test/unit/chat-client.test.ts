@@ -57,6 +57,20 @@ test("a stream cut at every byte is put together again, with usage and finish re
   expect(pieces).toEqual(["250 ÷ ", "10 ≤ 😀"]);
 });
 
+test("a connection that the server closes just as it is used again is no failure; one that breaks every time is", async () => {
+  let asked = 0;
+  await serve((request, response) => {
+    asked++;
+    if (asked <= 2) request.socket.destroy();
+    else response.end(piece("2") + end("stop") + usage + event("[DONE]"));
+  });
+  expect((await ask()).text).toBe("2");
+  expect(asked).toBe(3);
+  asked = -10;
+  await expect(ask()).rejects.toMatchObject({ code: "engine-failed", retryable: true });
+  expect(asked).toBe(-7);
+});
+
 test("comments and a stop reason are taken, as other servers send them", async () => {
   await serve((_, response) => response.end(`: keep-alive\r\n\r\n${piece("4")}${end("stop")}${event("[DONE]")}`));
   expect(await ask()).toMatchObject({ text: "4", finishReason: "stop" });

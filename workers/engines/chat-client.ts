@@ -1,5 +1,5 @@
 import { createParser } from "eventsource-parser";
-import { Pool } from "undici";
+import { type Dispatcher, Pool } from "undici";
 import { z } from "zod";
 import { MathllmError } from "../../queues/errors.ts";
 
@@ -33,6 +33,8 @@ const chunkSchema = z.object({
 const errorSchema = z.object({ error: z.object({ message: z.string(), code: z.union([z.string(), z.number()]).nullish() }) });
 
 const REFUSES_TOKEN_LIMIT = /max_(completion_)?tokens|in the completion/;
+const CLOSED_CONNECTION = new Set(["UND_ERR_SOCKET", "ECONNRESET", "EPIPE"]);
+const CONNECTION_TRIES = 3;
 const MAX_CONNECTIONS = 256;
 
 export interface ChatClientOptions {
@@ -74,6 +76,24 @@ export class ChatClient {
     await this.#pool.destroy();
   }
 
+  /** A server may close a kept-alive connection just as it is used again: nothing was answered, so it is asked once more. */
+  async #post(body: string, signal: AbortSignal, triesLeft = CONNECTION_TRIES): Promise<Dispatcher.ResponseData> {
+    const { apiKey } = this.#options;
+    try {
+      return await this.#pool.request({
+        method: "POST",
+        path: "/v1/chat/completions",
+        headers: { "content-type": "application/json", ...(apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` }) },
+        body,
+        signal,
+      });
+    } catch (error) {
+      const broke = CLOSED_CONNECTION.has((error as NodeJS.ErrnoException).code ?? "");
+      if (!broke || triesLeft <= 1) throw error;
+      return this.#post(body, signal, triesLeft - 1);
+    }
+  }
+
   async #chat(request: ChatRequest, { signal, onText }: { signal: AbortSignal; onText?: (text: string) => void }): Promise<ChatReply> {
     const { messages, maxTokens, temperature, topP, topK, minP, seed, stop } = request;
     const body = {
@@ -87,16 +107,7 @@ export class ChatClient {
       seed,
       stop,
     };
-    const response = await this.#pool.request({
-      method: "POST",
-      path: "/v1/chat/completions",
-      headers: {
-        "content-type": "application/json",
-        ...(this.#options.apiKey === undefined ? {} : { authorization: `Bearer ${this.#options.apiKey}` }),
-      },
-      body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
-      signal,
-    });
+    const response = await this.#post(JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }), signal);
     if (response.statusCode !== 200) throw refusal(response.statusCode, await response.body.text());
 
     let text = "";
