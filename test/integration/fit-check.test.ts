@@ -1,4 +1,4 @@
-import { copyFile, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { copyFile, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
 import { pino } from "pino";
@@ -75,6 +75,26 @@ test("the context is bounded by the model's own", async () => {
   const models = path.join(import.meta.dirname, "../../models");
   const config = readConfig({ DATA_DIR: folder, STUDENT_MODEL: path.join(models, "student.gguf") });
   expect((await new FitCheck(config, "cpu-1", log).check(config.profiles.student, null)).maxModelLen).toBe(512);
+});
+
+test("a draft of another vocabulary is refused before anything is loaded, with the first token that differs", async () => {
+  const models = path.join(import.meta.dirname, "../../models");
+  const check = (draft: string, mode: string) => {
+    const env = { STUDENT_MODE: mode, STUDENT_MODEL: path.join(models, "student.gguf"), STUDENT_SPECULATIVE_ENABLED: "1" };
+    const config = readConfig({ DATA_DIR: folder, ...env, STUDENT_DRAFT_MODEL: path.resolve(models, draft) });
+    return new FitCheck(config, "cpu-1", log).check(config.profiles.student, null);
+  };
+  const bytes = await readFile(path.join(models, "draft.gguf"));
+  bytes.write("Xhe", bytes.indexOf("The"));
+  const other = path.join(folder, "other-vocabulary.gguf");
+  await writeFile(other, bytes);
+  for (const mode of ["embedded", "llamacpp"]) {
+    await check("draft.gguf", mode);
+    await expect(check(other, mode)).rejects.toMatchObject({
+      code: "model-invalid",
+      message: expect.stringMatching(/another vocabulary.*token \d+ is/),
+    });
+  }
 });
 
 test("a worker waits while someone else has the memory, says who and why, and goes on when it is given back", async () => {

@@ -4,8 +4,8 @@ import type { Config, ModelProfile } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
 import type { VramUse } from "./gpu-memory.ts";
 import { type ModelShape, readModelShape } from "./model-shape.ts";
-import { detectCard, fitCheckOf, hostCard } from "./plan.ts";
-import { type Card, memoryText } from "./vram.ts";
+import { detectCard, engineFor, fitCheckOf, hostCard, judgeDraft } from "./plan.ts";
+import { type Card, type DraftVerdict, memoryText } from "./vram.ts";
 
 /**
  * Looks before a load whether the model fits: first into the whole card, then into what is free now. What can never fit is
@@ -17,6 +17,7 @@ export class FitCheck {
   readonly #gpuId: string;
   readonly #log: Logger;
   readonly #shapes = new Map<string, { key: string; shape: ModelShape }>();
+  readonly #drafts = new Map<string, DraftVerdict>();
   #card: Card | null | undefined;
 
   constructor(config: Config, gpuId: string, log: Logger) {
@@ -41,6 +42,7 @@ export class FitCheck {
     const { enabled, draftModel } = profile.speculative;
     const draft = enabled && draftModel !== undefined ? await this.#shapeOf(draftModel) : undefined;
     if (draft === null) return profile;
+    if (draft !== undefined) await this.#checkDraft(profile, shape, draftModel!, draft);
 
     const whole = fitCheckOf(profile, shape, draft, { ...card, freeBytes: card.totalBytes });
     if (!whole.fits) {
@@ -61,6 +63,21 @@ export class FitCheck {
       return { ...profile, gpuMemoryUtilization: fit.utilisationNow };
     }
     throw new MathllmError("memory-taken", `${profile.model} waits for memory: ${fit.arithmetic}. ${await this.#holders(vram !== null)}`);
+  }
+
+  /** A draft of another vocabulary is said before anything is loaded: llama-server would silently serve without it. */
+  async #checkDraft(profile: ModelProfile, shape: ModelShape, reference: string, draft: ModelShape): Promise<void> {
+    const key = `${profile.mode} ${profile.model} ${reference}`;
+    const { dataDir } = this.#config;
+    const options = { dataDir, offline: true };
+    const verdict =
+      this.#drafts.get(key) ?? (await judgeDraft(profile.model, shape, reference, draft, engineFor(profile.mode, shape), options));
+    this.#drafts.set(key, verdict);
+    if (verdict.valid) return;
+    throw new MathllmError(
+      "model-invalid",
+      `${reference} can't draft for ${profile.model}: ${verdict.reason}. Set DRAFT_MODEL to a smaller model of the same family, or SPECULATIVE_ENABLED=0.`,
+    );
   }
 
   /** null: not known without asking the hub; the engine will see. */

@@ -206,7 +206,7 @@ export interface Plan {
 const SWEEP = [8, 10, 12];
 
 /** Safetensors are for vLLM; a GGUF file is for whichever engine was asked for. */
-function engineFor(mode: string, shape: ModelShape): EngineKind {
+export function engineFor(mode: string, shape: ModelShape): EngineKind {
   if (mode === "vllm" || shape.format === "safetensors") return "vllm";
   return mode === "llamacpp" ? "llamacpp" : "embedded";
 }
@@ -390,18 +390,7 @@ async function planDraft(
   options: PlanOptions,
 ): Promise<PlannedDraft> {
   const draft = await readModelShape(reference, options);
-  const [own, drafts] = await Promise.all([readTokens(target, options), readTokens(reference, options)]);
-  // llama.cpp counts the tokens of the list, which a padded embedding may exceed; vLLM compares the embeddings.
-  const sizeOf = (model: ModelShape, tokens: string[] | null) =>
-    engine === "vllm" ? model.vocabularySize : (tokens?.length ?? model.vocabularySize);
-  const bothTokens = own !== null && drafts !== null;
-  const verdict = draftVerdict(
-    { size: sizeOf(shape, bothTokens ? own : null), tokens: own },
-    { size: sizeOf(draft, bothTokens ? drafts : null), tokens: drafts },
-    engine,
-    sameTokenizerFamily(target, reference),
-  );
-  return { reference, verdict, instead: null };
+  return { reference, verdict: await judgeDraft(target, shape, reference, draft, engine, options), instead: null };
 }
 
 const FAMILY_SIZES: Record<TokenizerFamily, number[]> = { qwen2: [152_064, 151_936], llama3: [128_256], llama2: [32_000] };
@@ -577,4 +566,26 @@ export function fitCheckOf(profile: PlannedProfile, shape: ModelShape, draft: Mo
   const partly = fitOf(shape, { ...settings, gpuLayers: fit.largestGpuLayers }, card);
   if (!partly.fits) return answer(fit);
   return { ...answer(partly), arithmetic: `${partly.arithmetic}, with ${fit.largestGpuLayers} of ${shape.layers + 1} layers on the GPU` };
+}
+
+/** Whether `draft` can draft for `target`, by their tokens where both are at hand, else by family or size. */
+export async function judgeDraft(
+  target: string,
+  shape: ModelShape,
+  reference: string,
+  draft: ModelShape,
+  engine: EngineKind,
+  options: ModelShapeOptions,
+): Promise<DraftVerdict> {
+  const [own, drafts] = await Promise.all([readTokens(target, options), readTokens(reference, options)]);
+  // llama.cpp counts the tokens of the list, which a padded embedding may exceed; vLLM compares the embeddings.
+  const sizeOf = (model: ModelShape, tokens: string[] | null) =>
+    engine === "vllm" ? model.vocabularySize : (tokens?.length ?? model.vocabularySize);
+  const bothTokens = own !== null && drafts !== null;
+  return draftVerdict(
+    { size: sizeOf(shape, bothTokens ? own : null), tokens: own },
+    { size: sizeOf(draft, bothTokens ? drafts : null), tokens: drafts },
+    engine,
+    sameTokenizerFamily(target, reference),
+  );
 }
