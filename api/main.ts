@@ -3,6 +3,7 @@ import http from "node:http";
 import type { AddressInfo } from "node:net";
 import type { Router } from "express";
 import type { Logger } from "pino";
+import { AnswerCache } from "../queues/answer-cache.ts";
 import type { Config } from "../queues/config.ts";
 import { openRedis, type Redis, redisErrorLog, waitForRedis } from "../queues/connection.ts";
 import { MathllmError } from "../queues/errors.ts";
@@ -50,8 +51,9 @@ export async function startApi({ config, redisUrl, log, createBoard }: ApiOption
   }
   const queues = openQueues(redis, onError);
   const completions = new JobCompletions(() => connect("worker"), onError);
+  const cache = new AnswerCache(redis, { ttlSeconds: config.cacheTtlSeconds, maxBytes: config.cacheMaxBytes }, onError);
   const gpuEvents = new GpuEventFeed(connect("worker"), onError);
-  const server = http.createServer(createApp({ queues, config, completions, gpuEvents, log, board: createBoard?.(queues) }));
+  const server = http.createServer(createApp({ queues, config, cache, completions, gpuEvents, log, board: createBoard?.(queues) }));
   // Without this a kept-alive connection whose long poll was just answered holds `close` up until its client drops it.
   server.on("request", (_request, response) =>
     response.on("close", () => {
@@ -66,6 +68,7 @@ export async function startApi({ config, redisUrl, log, createBoard }: ApiOption
     const cut = setTimeout(() => server.closeAllConnections(), CLOSE_GRACE_MS);
     await closed;
     clearTimeout(cut);
+    await cache.flush().catch(onError);
     await queues.close();
     disconnect();
   };

@@ -100,6 +100,8 @@ export const environmentShape: Record<string, z.ZodType> = {
   VRAM_FREED_TIMEOUT_MS: milliseconds(30_000),
   VRAM_WATERMARK: z.coerce.number().min(0.1).max(1).default(0.98),
   SHUTDOWN_GRACE_MS: milliseconds(30_000),
+  CACHE_TTL_SECONDS: z.coerce.number().int().min(1).max(31_536_000).default(3600),
+  CACHE_MAX_BYTES: z.coerce.number().int().min(0).max(1e12).default(67_108_864),
   JOB_TIMEOUT_MS: milliseconds(300_000),
   JOB_ATTEMPTS: z.coerce.number().int().min(1).max(100).default(3),
   JOB_RETENTION_SECONDS: z.coerce.number().int().min(60).max(31_536_000).default(86_400),
@@ -180,6 +182,9 @@ export interface Config {
   /** Share of the VRAM in use above which only one job runs at a time. */
   vramWatermark: number;
   shutdownGraceMs: number;
+  cacheTtlSeconds: number;
+  /** All cached answers together; 0: nothing is cached. */
+  cacheMaxBytes: number;
   jobTimeoutMs: number;
   jobAttempts: number;
   jobRetentionSeconds: number;
@@ -258,6 +263,8 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     vramFreedTimeoutMs: e.VRAM_FREED_TIMEOUT_MS,
     vramWatermark: e.VRAM_WATERMARK,
     shutdownGraceMs: e.SHUTDOWN_GRACE_MS,
+    cacheTtlSeconds: e.CACHE_TTL_SECONDS,
+    cacheMaxBytes: e.CACHE_MAX_BYTES,
     jobTimeoutMs: e.JOB_TIMEOUT_MS,
     jobAttempts: e.JOB_ATTEMPTS,
     jobRetentionSeconds: e.JOB_RETENTION_SECONDS,

@@ -27,6 +27,8 @@ export const solveRequestSchema = z
     model: z.enum(ROLES).default("student"),
     priority: z.enum(PRIORITY_CLASSES).default("normal"),
     sampling: samplingSchema.default({ temperature: 0 }),
+    /** `auto`: an answer at temperature 0 may come from the cache and is kept there; `on`: any; `off`: none; `refresh`: computed anew, then kept. */
+    cache: z.enum(["auto", "on", "off", "refresh"]).default("auto"),
     /** From acceptance to the end, queueing included. */
     timeoutMs: z.number().int().min(1).max(86_400_000).optional(),
     metadata: z
@@ -51,6 +53,11 @@ export const jobDataSchema = z.object({
   problem: z.string(),
   sampling: samplingSchema,
   priority: z.enum(PRIORITY_CLASSES),
+  cache: z.enum(["auto", "on", "off", "refresh"]).optional(),
+  /** Identical requests meanwhile follow this job. */
+  flightKey: z.string().optional(),
+  /** The Student's stage came from the cache: this job needs the Talker only. */
+  solved: z.lazy(() => stageResultSchema).optional(),
   acceptedAt: z.number(),
   deadlineAt: z.number().optional(),
   /** How long the job was expected to wait when it was accepted, milliseconds; absent when nothing had been measured. */
@@ -127,7 +134,10 @@ export const jobViewSchema = z.object({
       solution: z.string().nullable(),
       explanation: z.string().nullable(),
       truncated: z.boolean(),
+      /** It came from the cache. */
       cached: z.boolean(),
+      /** It was computed for an identical request that was in flight. */
+      coalesced: z.boolean(),
       usage: usageSchema,
     })
     .nullable(),

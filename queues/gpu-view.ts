@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { cacheStatsSchema } from "./answer-cache.ts";
 import type { Config } from "./config.ts";
 import { type WorkerStatus, workerStatusSchema } from "./contracts.ts";
 import { aheadOf, expectedWaitMs } from "./expected-wait.ts";
@@ -38,6 +39,8 @@ export const gpuViewSchema = z.object({
   residentModel: z.enum(ROLES).nullable(),
   gpus: z.array(gpuSchema),
   queues: perRole(queueViewSchema),
+  /** Of all API processes together, since the beginning. */
+  cache: cacheStatsSchema.optional(),
 });
 export type GpuView = z.infer<typeof gpuViewSchema>;
 export type QueueView = z.infer<typeof queueViewSchema>;

@@ -88,6 +88,12 @@ async function loadStage(queue: MathsQueue, id: string, role: Role): Promise<[St
 
 /** The child job, or what the parent remembers of it once the child itself has expired. */
 async function loadStudentStage(queues: Queues, parent: Job<JobData, StageResult>): Promise<StageSnapshot> {
+  const { solved } = parent.data;
+  if (solved !== undefined) {
+    // From the cache: nothing was computed for this job.
+    const none = { role: "student", state: "completed", attempts: 0, pickedAt: null, firstTokenAt: null, failedReason: null } as const;
+    return { ...none, finishedAt: parent.data.acceptedAt, result: { ...solved, usage: { promptTokens: 0, completionTokens: 0 } } };
+  }
   const child = await loadStage(queues.student, studentStageId(parent.id!), "student");
   if (child !== undefined) return child[0];
   const [result] = Object.values(await parent.getChildrenValues<StageResult>());
@@ -148,6 +154,7 @@ export function toJobView(job: JobSnapshot): JobView {
             explanation: talker?.text ?? null,
             truncated: results.some((result) => result.truncated),
             cached: false,
+            coalesced: false,
             usage: {
               promptTokens: results.reduce((sum, result) => sum + result.usage.promptTokens, 0),
               completionTokens: results.reduce((sum, result) => sum + result.usage.completionTokens, 0),

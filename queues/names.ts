@@ -24,6 +24,18 @@ export const JOB_KINDS = ["solve", "talk", "explain"] as const;
 export type JobKind = (typeof JOB_KINDS)[number];
 
 const ID_PATTERN = /^(solve|talk|explain)-[0-9a-f]{32}$/;
+/** The id of an answer from the cache names its entry. */
+const CACHED_ID_PATTERN = /^cached-(solve|talk|explain)-([0-9a-f]{32})$/;
+
+export function cachedJobId(kind: JobKind, cacheKey: string): string {
+  return `cached-${kind}-${cacheKey}`;
+}
+
+/** undefined when the id does not name a cache entry. */
+export function cacheEntryOf(jobId: string): { kind: JobKind; cacheKey: string } | undefined {
+  const [, kind, cacheKey] = CACHED_ID_PATTERN.exec(jobId) ?? [];
+  return cacheKey === undefined ? undefined : { kind: kind as JobKind, cacheKey };
+}
 
 /** The queue that holds the job a client knows under this id; undefined when the id is not one of ours. */
 export function roleOfJobId(jobId: string): Role | undefined {
@@ -56,6 +68,10 @@ export const keys = {
   cancelChannel: `${KEY_PREFIX}:cancel`,
   cancelled: (jobId: string) => `${KEY_PREFIX}:cancelled:${jobId}`,
   idempotency: (digest: string) => `${KEY_PREFIX}:idempotency:${digest}`,
+  publishedModels: `${KEY_PREFIX}:models`,
+  flight: (flightKey: string) => `${KEY_PREFIX}:flight:${flightKey}`,
+  follower: (jobId: string) => `${KEY_PREFIX}:follower:${jobId}`,
+  followers: (leaderId: string) => `${KEY_PREFIX}:followers:${leaderId}`,
   tokenStream: (jobId: string) => `${KEY_PREFIX}:tokens:${jobId}`,
   lease: (gpuId: string) => `${KEY_PREFIX}:gpu:${gpuId}:lease`,
   leaseHolder: (gpuId: string) => `${KEY_PREFIX}:gpu:${gpuId}:holder`,

@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "pino";
+import { AnswerCache } from "../queues/answer-cache.ts";
 import { listenForCancels, moveToEnding } from "../queues/cancellation.ts";
 import type { Config } from "../queues/config.ts";
 import { answers, openRedis, type Redis, redisErrorLog, waitForRedis } from "../queues/connection.ts";
@@ -25,6 +26,7 @@ import { ModelSlot } from "./gpu/model-slot.ts";
 import { readIntoPageCache } from "./gpu/page-cache.ts";
 import { claimLoad, peersOf } from "./gpu/peers.ts";
 import { POLICIES } from "./gpu/policy.ts";
+import { publishLoaded, retractOutdated } from "./gpu/published-model.ts";
 import { takeGpu } from "./gpu/succession.ts";
 import { Telemetry, type TelemetryKind } from "./gpu/telemetry.ts";
 import { residentMemoryBytes, TelemetrySampler } from "./gpu/telemetry-sampler.ts";
@@ -158,6 +160,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     queues,
     telemetry,
     slotOf: (role) => laneOf(lanes, role).slot,
+    cache: new AnswerCache(redis, { ttlSeconds: config.cacheTtlSeconds, maxBytes: config.cacheMaxBytes }, onError),
     unavailable: (role) => guardrails.status(role, Date.now()).error,
     onDone: (role) => guardrails.jobDone(role),
     onPoison: (role, jobId, reason) => tell("guardrail", { action: "job-set-aside", role, jobId, reason }),
@@ -217,6 +220,8 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
       },
       onSwap: (record) => {
         report.swapped(record, Date.now());
+        const loaded = lane.slot.resident;
+        if (loaded !== null) publishLoaded(redis, config, loaded).catch(onError);
         tell("swap", record);
         log.info(record, "swapped");
         void beat();
@@ -276,6 +281,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     lock = await takeGpu({ lease, gpuId, queues, redis, signal: ended, onLost: () => lost.abort(), onWaiting: standBy, log });
     log.info({ gpuId, fence: lease.fence }, "holds the GPU");
     await guardrails.restore();
+    await retractOutdated(redis, config);
     if (!watching) {
       watching = true;
       await Promise.all(Object.values(workers).map((worker) => worker.watchLocks()));

@@ -1,5 +1,6 @@
 import { type Response, Router } from "express";
 import { z } from "zod";
+import type { AnswerCache } from "../../queues/answer-cache.ts";
 import type { Config } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
 import { commandGpu, type GpuCommand } from "../../queues/gpu-control.ts";
@@ -24,10 +25,10 @@ const commandSchema = z.strictObject({ gpuId: gpuIdSchema.optional() });
 const swapSchema = z.strictObject({ gpuId: gpuIdSchema.optional(), model: z.enum(ROLES) });
 
 /** `GET /gpu`, `GET /gpu/events` and the operator's commands. A command without `gpuId` goes to every GPU. */
-export function gpuRoute(queues: Queues, config: Config, feed: GpuEventFeed): Router {
+export function gpuRoute(queues: Queues, config: Config, cache: AnswerCache, feed: GpuEventFeed): Router {
   const router = Router();
   router.get("/", async (_request, response) => {
-    response.json(await loadGpuView(queues, config));
+    response.json({ ...(await loadGpuView(queues, config)), cache: await cache.stats() });
   });
   router.all("/", onlyMethods("GET"));
 

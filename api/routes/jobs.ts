@@ -2,10 +2,10 @@ import { type Request, type Response, Router } from "express";
 import { requestCancel } from "../../queues/cancellation.ts";
 import { type JobView, TERMINAL_STATUSES } from "../../queues/contracts.ts";
 import { MathllmError } from "../../queues/errors.ts";
-import { loadJobView } from "../../queues/job-view.ts";
 import { keys } from "../../queues/names.ts";
 import type { Queues } from "../../queues/open-queues.ts";
 import type { JobCompletions } from "../job-completions.ts";
+import type { JobLookup } from "../job-lookup.ts";
 import { onlyMethods } from "../middleware/problems.ts";
 
 const MAX_WAIT_SECONDS = 60;
@@ -15,10 +15,10 @@ const TIMER_SLACK_MS = 2;
 const isTerminal = (view: JobView) => TERMINAL_STATUSES.includes(view.status);
 
 /** `GET /jobs/:id[?wait=seconds]` and `DELETE /jobs/:id`. */
-export function jobsRoute(queues: Queues, completions: JobCompletions): Router {
+export function jobsRoute(queues: Queues, lookup: JobLookup, completions: JobCompletions): Router {
   const router = Router();
   const load = async (jobId: string): Promise<JobView> => {
-    const view = await loadJobView(queues, jobId);
+    const view = await lookup.view(jobId);
     if (view === undefined)
       throw new MathllmError("unknown-job", "No job has this id: it was never accepted here, or it ended and has expired.");
     return view;
@@ -40,11 +40,16 @@ export function jobsRoute(queues: Queues, completions: JobCompletions): Router {
       const untilDeadlineMs = deadlineAt === null ? Number.NaN : Number(deadlineAt) - Date.now() + TIMER_SLACK_MS;
       if (untilDeadlineMs < waitMs) timers.push(setTimeout(() => completions.notify(jobId), untilDeadlineMs));
       for (;;) {
-        const ended = completions.ended(jobId, enough.signal);
+        // A follower ends with its leader, which it may get another of meanwhile.
+        const look = new AbortController();
+        const signal = AbortSignal.any([enough.signal, look.signal]);
+        const leaderId = await lookup.leaderOf(jobId);
+        const ended = Promise.race([jobId, ...(leaderId === undefined ? [] : [leaderId])].map((id) => completions.ended(id, signal)));
         const view = await load(jobId);
         // A waiter is also woken when a running job is cancelled, which takes the worker another moment.
         if (isTerminal(view) || enough.signal.aborted || completions.closed) return view;
         await ended;
+        look.abort();
       }
     } finally {
       for (const timer of timers) clearTimeout(timer);

@@ -76,6 +76,8 @@ export function planJobs(count: number, windowMs: number, seed: number, random: 
       idempotencyKey: `storm-${seed}-${n}`,
       body: {
         problem: problems[n % problems.length],
+        // Every job is to be computed: what is checked is that none is lost or computed twice.
+        cache: "off",
         priority,
         explain: kind === "explain",
         model: kind === "talk" ? "talker" : "student",

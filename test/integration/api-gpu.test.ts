@@ -11,6 +11,7 @@ import { createApp } from "../../api/app.ts";
 import { GpuEventFeed } from "../../api/gpu-event-feed.ts";
 import { JobCompletions } from "../../api/job-completions.ts";
 import { type RunningApi, startApi } from "../../api/main.ts";
+import { AnswerCache } from "../../queues/answer-cache.ts";
 import { type Config, readConfig } from "../../queues/config.ts";
 import { type JobView, jobViewSchema, SERVER_STATES, type ServerState, TERMINAL_STATUSES } from "../../queues/contracts.ts";
 import { MathllmError } from "../../queues/errors.ts";
@@ -81,7 +82,11 @@ const gpuView = async (): Promise<GpuView> => gpuViewSchema.strict().parse(await
 const jobView = async (jobId: string, waitSeconds = 0): Promise<JobView> =>
   jobViewSchema.parse(await get(`/jobs/${jobId}?wait=${waitSeconds}`));
 const send = async (body: object = {}): Promise<string> => {
-  const response = await fetch(`${api.url}/solve`, { method: "POST", headers: json, body: JSON.stringify({ problem: "1 + 0", ...body }) });
+  const response = await fetch(`${api.url}/solve`, {
+    method: "POST",
+    headers: json,
+    body: JSON.stringify({ problem: "1 + 0", cache: "off", ...body }),
+  });
   expect(response.status).toBe(202);
   return ((await response.json()) as { jobId: string }).jobId;
 };
@@ -469,7 +474,14 @@ describe("GET /gpu/events", () => {
         () => {},
       );
       const server = http.createServer(
-        createApp({ queues: { ...queues, readBacklog }, config, completions, gpuEvents: feed, log: silent }),
+        createApp({
+          cache: new AnswerCache(redis.connect(), { ttlSeconds: 60, maxBytes: 1e6 }, () => {}),
+          queues: { ...queues, readBacklog },
+          config,
+          completions,
+          gpuEvents: feed,
+          log: silent,
+        }),
       );
       const sockets: net.Socket[] = [];
       server.on("connection", (socket) => sockets.push(socket));

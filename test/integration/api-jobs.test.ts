@@ -9,6 +9,7 @@ import { createApp } from "../../api/app.ts";
 import { GpuEventFeed } from "../../api/gpu-event-feed.ts";
 import { JobCompletions } from "../../api/job-completions.ts";
 import { type RunningApi, startApi } from "../../api/main.ts";
+import { AnswerCache } from "../../queues/answer-cache.ts";
 import { cancelledAt, listenForCancels } from "../../queues/cancellation.ts";
 import { type Config, readConfig } from "../../queues/config.ts";
 import { type JobView, jobViewSchema, type StageResult } from "../../queues/contracts.ts";
@@ -146,7 +147,16 @@ test("a client that leaves frees its long poll", async () => {
     () => {},
   );
   const server = http
-    .createServer(createApp({ queues, config, completions, gpuEvents: new GpuEventFeed(redis.connect(), () => {}), log }))
+    .createServer(
+      createApp({
+        cache: new AnswerCache(redis.connect(), { ttlSeconds: 60, maxBytes: 1e6 }, () => {}),
+        queues,
+        config,
+        completions,
+        gpuEvents: new GpuEventFeed(redis.connect(), () => {}),
+        log,
+      }),
+    )
     .listen(0, "127.0.0.1");
   await once(server, "listening");
   try {

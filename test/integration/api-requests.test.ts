@@ -108,7 +108,14 @@ describe("the board", () => {
 });
 
 describe("a flow that is added twice (two requests with one key at once)", () => {
-  const request: SolveRequest = { problem: "1", explain: true, model: "student", priority: "batch", sampling: { temperature: 0 } };
+  const request: SolveRequest = {
+    problem: "1",
+    explain: true,
+    model: "student",
+    priority: "batch",
+    cache: "auto" as const,
+    sampling: { temperature: 0 },
+  };
   /** The state in which the second request saw no job yet although it is there by now. */
   const blind = (): Queues => ({ ...queues, talker: Object.create(queues.talker, { getJob: { value: async () => undefined } }) });
   const runUntil = async (role: "student" | "talker", processor: () => Promise<unknown>, id: string, state: string) => {

@@ -6,6 +6,7 @@ import { createApp } from "../../api/app.ts";
 import { GpuEventFeed } from "../../api/gpu-event-feed.ts";
 import { JobCompletions } from "../../api/job-completions.ts";
 import { type RunningApi, startApi } from "../../api/main.ts";
+import { AnswerCache } from "../../queues/answer-cache.ts";
 import { readConfig } from "../../queues/config.ts";
 import { KEY_PREFIX } from "../../queues/names.ts";
 import { openQueues, type Queues } from "../../queues/open-queues.ts";
@@ -57,10 +58,14 @@ async function withCompletions(body: (completions: JobCompletions) => Promise<vo
 /** An app that can be looked into: how many jobs are waited for. */
 async function withApp(body: (base: string, completions: JobCompletions) => Promise<void>): Promise<void> {
   await withCompletions(async (completions) => {
-    const server = createApp({ queues, config: config(), completions, gpuEvents: new GpuEventFeed(redis.connect(), () => {}), log }).listen(
-      0,
-      "127.0.0.1",
-    );
+    const server = createApp({
+      cache: new AnswerCache(redis.connect(), { ttlSeconds: 60, maxBytes: 1e6 }, () => {}),
+      queues,
+      config: config(),
+      completions,
+      gpuEvents: new GpuEventFeed(redis.connect(), () => {}),
+      log,
+    }).listen(0, "127.0.0.1");
     await new Promise((resolve) => server.once("listening", resolve));
     try {
       await body(`http://127.0.0.1:${(server.address() as { port: number }).port}`, completions);

@@ -116,9 +116,9 @@ test("60 mixed jobs go through HTTP to their end, and the board shows them", asy
 
 test("a running job is aborted, a waiting one of the other model ends without a swap; both long polls hear of it", async () => {
   gpu.serviceMs = () => 60_000;
-  const { jobId: running } = await client.submit({ problem: "1 + 0" });
+  const { jobId: running } = await client.submit({ problem: "1 + 0", cache: "off" });
   await expect.poll(() => gpu.engines[0]?.serving, { timeout: 10_000 }).toBe(1);
-  const { jobId: waiting } = await client.submit({ problem: "1 + 0", model: "talker" });
+  const { jobId: waiting } = await client.submit({ problem: "1 + 0", cache: "off", model: "talker" });
   for (const jobId of [waiting, running]) {
     const polled = poll(jobId);
     await fetch(`${api.url}/jobs/${jobId}`, { method: "DELETE" });
@@ -141,7 +141,7 @@ test("kill -9 of the node that holds the queues while jobs run: nothing is lost,
   const refused = await fetch(`${api.url}/solve`, {
     method: "POST",
     headers: { "content-type": "application/json" },
-    body: JSON.stringify({ problem: "1 + 0" }),
+    body: JSON.stringify({ problem: "1 + 0", cache: "off" }),
   });
   expect(refused.status).toBe(503);
   expect(await refused.json()).toMatchObject({ type: expect.stringContaining("redis-unavailable") });
@@ -162,10 +162,10 @@ test("kill -9 of the node that holds the queues while jobs run: nothing is lost,
   await expect.poll(unfinished, { timeout: 10_000 }).toBe(0);
   expect(gpu.violations).toEqual([]);
   expect(gpu.maxUp).toBe(1);
-  expect((await client.finished((await client.submit({ problem: "1 + 0" })).jobId)).status).toBe("completed");
+  expect((await client.finished((await client.submit({ problem: "1 + 0", cache: "off" })).jobId)).status).toBe("completed");
   // The worker's subscription has to have outlived it too.
   gpu.serviceMs = () => 60_000;
-  const { jobId } = await client.submit({ problem: "1 + 0" });
+  const { jobId } = await client.submit({ problem: "1 + 0", cache: "off" });
   await expect.poll(() => gpu.engines.at(-1)?.serving, { timeout: 10_000 }).toBe(1);
   await fetch(`${api.url}/jobs/${jobId}`, { method: "DELETE" });
   await expect.poll(() => gpu.engines.at(-1)?.serving, { timeout: 10_000 }).toBe(0);
@@ -176,7 +176,7 @@ test.each([
   ["the whole cluster", () => cluster.nodes],
 ])("a worker stops while %s is away", async (_, away) => {
   gpu.serviceMs = () => 60_000;
-  const { jobId } = await client.submit({ problem: "1 + 0" });
+  const { jobId } = await client.submit({ problem: "1 + 0", cache: "off" });
   await expect.poll(() => gpu.engines[0]?.serving, { timeout: 10_000 }).toBe(1);
   await Promise.all(away().map((node) => node.kill()));
   await worker.stop(50);

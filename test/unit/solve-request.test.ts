@@ -29,6 +29,7 @@ test("fills in every default", () => {
     model: "student",
     priority: "normal",
     sampling: { temperature: 0 },
+    cache: "auto",
   });
   expect(parseSolveRequest({ problem: "1", sampling: { seed: 3 } }).sampling).toEqual({ temperature: 0, seed: 3 });
 });

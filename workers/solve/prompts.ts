@@ -1,3 +1,5 @@
+import { digestOf } from "../../queues/cache-key.ts";
+
 /** Every prompt of the product. The shipped models know these wordings; instructions go into the user message, since their template drops system messages. */
 
 export interface ChatMessage {
@@ -21,3 +23,6 @@ export function explainPrompt(problem: string, solution: string, answer: string 
 export function talkPrompt(text: string): ChatMessage[] {
   return [{ role: "user", content: text }];
 }
+
+/** Changes whenever any wording does: the digest of every prompt around fixed texts. */
+export const PROMPT_VERSION = digestOf([solvePrompt("p"), explainPrompt("p", "s", "a"), explainPrompt("p", "s", null), talkPrompt("t")]);

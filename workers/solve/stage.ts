@@ -34,6 +34,8 @@ export interface StageDeps {
   endParent: (jobId: string) => Promise<void>;
   /** Why this role's model can't be loaded at the moment; null when it can. */
   unavailable: () => string | null;
+  /** Keeps an answer for identical requests. Errors are its own. */
+  remember: (job: StageJob, result: StageResult, resident: Resident) => Promise<void>;
   /** A job was set aside because its model server died under it, alone. */
   onPoison: (jobId: string, detail: string) => void;
   onError: (error: Error) => void;
@@ -141,7 +143,7 @@ async function runStage(
       },
     );
     const truncated = reply.finishReason === "length";
-    return {
+    const result: StageResult = {
       role: stage.role,
       text: reply.text,
       answer: stage.answer(reply.text, truncated),
@@ -150,6 +152,9 @@ async function runStage(
       modelId: resident.model.modelId,
       firstTokenAt,
     };
+    // Before the job is completed: whoever comes when it is no longer in flight finds its answer.
+    await deps.remember(job, result, resident);
+    return result;
   } finally {
     clearTimeout(timer);
     stream.end();

@@ -1,0 +1,56 @@
+import type { AnswerCache } from "../queues/answer-cache.ts";
+import { cachedView } from "../queues/cached-view.ts";
+import { cancelledAt } from "../queues/cancellation.ts";
+import type { Config } from "../queues/config.ts";
+import type { JobView } from "../queues/contracts.ts";
+import { followerView, moveOn } from "../queues/followers.ts";
+import { loadJobView } from "../queues/job-view.ts";
+import { cacheEntryOf } from "../queues/names.ts";
+import type { Queues } from "../queues/open-queues.ts";
+import { type Follower, readFollower } from "../queues/single-flight.ts";
+
+/** A leader that is not there by then never will be: who was to add it has died. */
+const TAKE_OFF_MS = 5000;
+
+/** Finds what an id stands for: a job, an answer in the cache, or a request that follows another's job. */
+export class JobLookup {
+  readonly #queues: Queues;
+  readonly #config: Config;
+  readonly #cache: AnswerCache;
+
+  constructor(queues: Queues, config: Config, cache: AnswerCache) {
+    this.#queues = queues;
+    this.#config = config;
+    this.#cache = cache;
+  }
+
+  /** undefined: unknown or expired. */
+  async view(jobId: string, now = Date.now()): Promise<JobView | undefined> {
+    const cached = cacheEntryOf(jobId);
+    if (cached !== undefined) {
+      const entry = await this.#cache.get(cached.cacheKey);
+      return entry && cachedView(cached.kind, cached.cacheKey, entry);
+    }
+    const own = await loadJobView(this.#queues, jobId, now);
+    if (own !== undefined) return own;
+    const follower = await readFollower(this.#queues.redis, jobId);
+    return follower && this.#followerView(jobId, follower, now);
+  }
+
+  /** The job that this one follows; undefined when it follows none. */
+  async leaderOf(jobId: string): Promise<string | undefined> {
+    return (await readFollower(this.#queues.redis, jobId))?.leaderId;
+  }
+
+  async #followerView(jobId: string, follower: Follower, now: number): Promise<JobView | undefined> {
+    const leader = await loadJobView(this.#queues, follower.leaderId, now);
+    const cancelled = await cancelledAt(this.#queues.redis, jobId);
+    const missing = leader === undefined && now - follower.data.acceptedAt > TAKE_OFF_MS;
+    const left = leader?.status === "cancelled" || leader?.error?.code === "deadline-exceeded";
+    if (!missing && !left) return followerView(jobId, follower, leader, cancelled, now);
+    const view = followerView(jobId, follower, undefined, cancelled, now);
+    if (view.status !== "waiting") return view;
+    await moveOn(this.#queues, this.#config, follower.leaderId);
+    return this.view(jobId, now);
+  }
+}

@@ -1,0 +1,60 @@
+import { createHash } from "node:crypto";
+import type { JobData, Sampling, SolveRequest, StageResult } from "./contracts.ts";
+
+/** What decides an answer beside the request: any change of it makes another key, so an old answer is never served. */
+export interface PublishedModel {
+  modelId: string;
+  /** SHA-256 of the weight file, or what the engine has in its place. */
+  digest: string;
+  /** Digest of every prompt's wording. */
+  promptVersion: string;
+  /** The most tokens of an answer. */
+  maxTokens: number;
+}
+
+export type CacheMode = SolveRequest["cache"];
+
+/** Whether a request's answer may be looked up or kept: a deterministic one, unless it says otherwise. */
+export function isCacheable({ sampling, cache }: { sampling: Sampling; cache?: CacheMode }): boolean {
+  if (cache === "off") return false;
+  return cache === "on" || cache === "refresh" || sampling.temperature === 0;
+}
+
+/** The Student's answer to a problem. */
+export function solveKey(model: PublishedModel, { problem, sampling }: Pick<JobData, "problem" | "sampling">): string {
+  return keyOf("solve", model, sampling, [normalised(problem)]);
+}
+
+/** The Talker's answer to a text. */
+export function talkKey(model: PublishedModel, { problem, sampling }: Pick<JobData, "problem" | "sampling">): string {
+  return keyOf("talk", model, sampling, [normalised(problem)]);
+}
+
+/** The Talker's explanation of this very solution. */
+export function explainKey(
+  model: PublishedModel,
+  { problem, sampling }: Pick<JobData, "problem" | "sampling">,
+  solved: StageResult,
+): string {
+  return keyOf("explain", model, sampling, [normalised(problem), solved.text, solved.answer]);
+}
+
+function keyOf(kind: string, { modelId, digest, promptVersion, maxTokens }: PublishedModel, sampling: Sampling, texts: unknown[]): string {
+  const { temperature, topP, topK, minP, seed, stop } = sampling;
+  const limit = Math.min(sampling.maxTokens ?? maxTokens, maxTokens);
+  return digestOf([kind, modelId, digest, promptVersion, temperature, topP, topK, minP, seed, stop, limit, ...texts]);
+}
+
+/** 32 hexadecimal digits of SHA-256. */
+export function digestOf(value: unknown): string {
+  return createHash("sha256").update(JSON.stringify(value)).digest("hex").slice(0, 32);
+}
+
+/** Texts that mean the same to a reader: one Unicode form, no blanks around or doubled. */
+function normalised(text: string): string {
+  return text
+    .normalize("NFC")
+    .trim()
+    .replace(/[ \t]+/g, " ")
+    .replace(/\r\n?/g, "\n");
+}
