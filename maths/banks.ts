@@ -73,7 +73,7 @@ const MAX_SHOWN_CHARS = 80;
 
 /**
  * The bank's records, in order. `source` is a file's path or its bytes.
- * @throws MathllmError `invalid-request`: the file can't be read or is empty, a shape is unknown, or records are bad (then
+ * @throws MathllmError `invalid-request`: the file can't be read or holds no record, a shape is unknown, or records are bad (then
  *   `extra.issues` holds them).
  */
 export async function* readBank(source: string | AsyncIterable<Uint8Array>, options: BankOptions = {}): AsyncGenerator<BankRecord> {
@@ -155,24 +155,25 @@ async function* readRecords(
   let { shape } = options;
   let isEmpty = true;
   for await (const raw of splitRecords(head, rest, format, MAX_RECORD_BYTES)) {
-    isEmpty = false;
     try {
       const text = textOf(raw);
       if (format === "csv" && header === null) {
         header = headerOf(raw.line, text);
         continue;
       }
+      isEmpty = false;
       const fields = header === null ? objectOf(raw.line, text) : rowOf(raw.line, text, header);
       shape ??= shapeOf(raw.line, fields, options.map);
       yield recordOf(raw.line, fields, shape, options);
     } catch (error) {
       if (!(error instanceof BadRecord)) throw error;
+      isEmpty = false;
       // Without a header nothing after it has names.
       if (format === "csv" && header === null) throw issues.failure([error.issue]);
       issues.add(error.issue);
     }
   }
-  if (isEmpty) throw new MathllmError("invalid-request", `Expected problems in ${name}; it is empty.`);
+  if (isEmpty) throw new MathllmError("invalid-request", `Expected problems in ${name}; it holds none.`);
   issues.end();
 }
 

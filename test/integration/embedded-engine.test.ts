@@ -72,6 +72,16 @@ test("requests are counted by how they ended", async () => {
   await engine.stop(1000);
 });
 
+test("health fails until the model is loaded", async () => {
+  const engine = createEngine();
+  const { baseUrl } = await engine.start(profile);
+  expect((await fetch(`${baseUrl}/health`)).status).toBe(503);
+  await expect(engine.health(5000)).rejects.toMatchObject({ code: "engine-failed" });
+  await engine.ready(60_000);
+  await engine.health(5000);
+  await engine.stop(1000);
+});
+
 test("a draft with another vocabulary is refused before it serves, with the reason", async () => {
   const bytes = await readFile(path.join(models, "draft.gguf"));
   const at = bytes.indexOf(Buffer.from("The"));

@@ -1,7 +1,10 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { readFile } from "node:fs/promises";
 import path from "node:path";
 import { pino } from "pino";
 import { afterEach, beforeEach, expect, test } from "vitest";
+import { isAlive, startTicksOf } from "../../queues/process-identity.ts";
 import { engineFactory } from "../../workers/engines/engines.ts";
 import { type GpuWorker, startGpuWorker } from "../../workers/main.ts";
 import { type FakeGpuMachine, fakeGpuMachine } from "../fakes/fake-gpu-machine.ts";
@@ -139,6 +142,23 @@ test("a server that says it sleeps but keeps its memory is stopped", async () =>
   await solve();
   await talk();
   expect(await events()).toEqual(["student start", "student sleep", "student end", "talker start"]);
+});
+
+test("a model server that knows nothing of its parent still ends with a worker that is killed", async () => {
+  const script = `import { createVllmEngine } from ${JSON.stringify(path.join(import.meta.dirname, "../../workers/engines/vllm.ts"))};
+    import { readConfig } from ${JSON.stringify(path.join(import.meta.dirname, "../../queues/config.ts"))};
+    const { profiles } = readConfig({ STUDENT_MODE: "vllm", STUDENT_MODEL: "owner/x", STUDENT_PORT: "0" });
+    const engine = createVllmEngine({ bin: ${JSON.stringify(machine.vllmBin)}, dataDir: ${JSON.stringify(machine.folder)} });
+    const { pid } = await engine.start(profiles.student);
+    await engine.ready(10_000);
+    console.log(pid);
+    setInterval(() => {}, 1000);`;
+  const owner = spawn(process.execPath, ["--input-type=module", "-e", script], { stdio: ["ignore", "pipe", "inherit"] });
+  const [text] = await once(owner.stdout!, "data");
+  const server = { pid: Number(text), startTicks: startTicksOf(Number(text)) };
+  expect(isAlive(server)).toBe(true);
+  owner.kill("SIGKILL");
+  await expect.poll(() => isAlive(server), { timeout: 5000 }).toBe(false);
 });
 
 test("vLLM's counters come into the samples", async () => {

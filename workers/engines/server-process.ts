@@ -3,6 +3,7 @@ import { once } from "node:events";
 import readline from "node:readline";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "pino";
+import { endWithUs } from "../../queues/end-with-us.ts";
 import { MathllmError } from "../../queues/errors.ts";
 import { startTicksOf } from "../../queues/process-identity.ts";
 import { type EngineExit, PARENT_VARIABLE } from "./engine.ts";
@@ -71,6 +72,9 @@ export class ServerProcess {
       this.#resolveExited({ code: null, signal: null, lastLines: this.#lastLines });
       throw new MathllmError("engine-missing", `Expected to be able to run ${command}; ${(error as Error).message}.`, { cause: error });
     }
+    // With a channel the child sees for itself that we are gone.
+    const watcher = ipc ? undefined : endWithUs(child.pid!);
+    void this.exited.then(() => watcher?.kill("SIGKILL"));
     return { pid: child.pid!, startTicks: startTicksOf(child.pid!) };
   }
 

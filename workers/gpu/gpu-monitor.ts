@@ -6,6 +6,7 @@ import type { Readable } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
 import type { Logger } from "pino";
+import { endWithUs } from "../../queues/end-with-us.ts";
 import type { VramUse } from "./gpu-memory.ts";
 
 /** One line of nvidia-smi; null where the GPU or its driver doesn't tell. */
@@ -341,21 +342,6 @@ function eachLine(stream: Readable | null, onLine: (line: string) => void): void
     rest = lines.pop()!.slice(-LINE_LIMIT_CHARACTERS);
     for (const line of lines) onLine(line);
   });
-}
-
-/** A shell that ends the group when our end of the pipe closes, which the kernel does however we die. One that prints nothing gets no SIGPIPE. */
-function endWithUs(pid: number): ChildProcess {
-  const watcher = spawn("/bin/sh", ["-c", 'read -r _; kill -s KILL -- "-$0"', String(pid)], {
-    stdio: ["pipe", "ignore", "ignore"],
-    detached: true,
-  });
-  // Without it, an nvidia-smi that prints ends by SIGPIPE all the same.
-  watcher.on("error", () => {});
-  watcher.unref();
-  const stdin = watcher.stdin as net.Socket | undefined;
-  stdin?.on("error", () => {});
-  stdin?.unref();
-  return watcher;
 }
 
 function runs(child: ChildProcess): boolean {
