@@ -282,6 +282,11 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     log.info({ gpuId, fence: lease.fence }, "holds the GPU");
     await guardrails.restore();
     await retractOutdated(redis, config);
+    for (const profile of Object.values(config.profiles)) {
+      await createEngine(profile)
+        .clear?.(profile)
+        .catch((error) => log.warn({ role: profile.role, reason: error.message }, "what an earlier worker left loaded could not be freed"));
+    }
     if (!watching) {
       watching = true;
       await Promise.all(Object.values(workers).map((worker) => worker.watchLocks()));

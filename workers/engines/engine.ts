@@ -69,6 +69,8 @@ export interface Engine {
   stop(graceMs: number): Promise<void>;
   /** What `start` would run, as it could be typed in a shell, and what of the settings was put into other words; nothing is started. */
   dryRun(profile: ModelProfile): Promise<{ command: string; notes: string[] }>;
+  /** Only where a model outlives its worker in someone else's server: frees what an earlier worker of this GPU left loaded. */
+  clear?(profile: ModelProfile): Promise<void>;
   /** Only where the engine can: gives the GPU's memory back but for a residual, and keeps the process. Rejects when it did not fall asleep. */
   sleep?(level: 1 | 2): Promise<void>;
   /** The reverse; resolves when it can answer again. */

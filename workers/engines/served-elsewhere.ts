@@ -172,6 +172,10 @@ class ElsewhereEngine implements Engine {
     this.#resolveExited({ code: 0, signal: null, lastLines: [] });
   }
 
+  async clear(profile: ModelProfile): Promise<void> {
+    await this.#server.unload(profile);
+  }
+
   async health(timeoutMs: number): Promise<void> {
     await this.#server.health(this.#profile!, AbortSignal.timeout(timeoutMs));
   }
