@@ -150,17 +150,19 @@ class RedisServer implements EmbeddedRedis {
       detached: true,
       cwd: this.#folder,
     });
+    // Heard from the beginning: on bad data it ends before anything else has been done here.
+    const exited = new Promise<[number | null, NodeJS.Signals | null]>((resolve) => child.once("exit", (...outcome) => resolve(outcome)));
     await once(child, "spawn");
     child.unref();
     const giveUp = new AbortController();
     // Recorded before it answers: should we be killed now, the next start finds it instead of starting a second one on the same data.
     await this.#keep({ pid: child.pid!, startTicks: startTicksOf(child.pid!) });
     try {
-      await Promise.race([answering(this.url, this.#folder, giveUp.signal), diedEarly(child, this.#folder)]);
+      await Promise.race([answering(this.url, this.#folder, giveUp.signal), diedEarly(exited, this.#folder)]);
     } finally {
       giveUp.abort();
     }
-    child.once("exit", () => this.#look());
+    void exited.then(() => this.#look());
     this.#look();
   }
 
@@ -218,8 +220,8 @@ function watch(pid: number): ChildProcess {
   return watcher;
 }
 
-async function diedEarly(child: ChildProcess, folder: string): Promise<never> {
-  const [code, signal] = await once(child, "exit");
+async function diedEarly(exited: Promise<[number | null, NodeJS.Signals | null]>, folder: string): Promise<never> {
+  const [code, signal] = await exited;
   throw new MathllmError(
     "redis-unavailable",
     `The embedded Redis ended at once (code ${code}, signal ${signal}). ${await lastLines(folder)}`,
