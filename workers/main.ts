@@ -282,7 +282,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     log.info({ gpuId, fence: lease.fence }, "holds the GPU");
     await guardrails.restore();
     await retractOutdated(redis, config);
-    for (const profile of Object.values(config.profiles)) {
+    for (const profile of Object.values(config.profiles).filter(({ mode }) => mode === "ollama")) {
       await createEngine(profile)
         .clear?.(profile)
         .catch((error) => log.warn({ role: profile.role, reason: error.message }, "what an earlier worker left loaded could not be freed"));
