@@ -7,7 +7,7 @@ import { followerView, moveOn } from "../queues/followers.ts";
 import { loadJobView } from "../queues/job-view.ts";
 import { cacheEntryOf } from "../queues/names.ts";
 import type { Queues } from "../queues/open-queues.ts";
-import { type Follower, readFollower } from "../queues/single-flight.ts";
+import { endFlight, type Follower, readFollower } from "../queues/single-flight.ts";
 
 /** A leader that is not there by then never will be: who was to add it has died. */
 const TAKE_OFF_MS = 5000;
@@ -50,7 +50,13 @@ export class JobLookup {
     if (!missing && !left) return followerView(jobId, follower, leader, cancelled, now);
     const view = followerView(jobId, follower, undefined, cancelled, now);
     if (view.status !== "waiting") return view;
-    await moveOn(this.#queues, this.#config, follower.leaderId);
-    return this.view(jobId, now);
+    // Whoever asks for the same from now on leads a flight of its own, instead of following one that never took off.
+    const { flightKey } = follower.data;
+    if (flightKey !== undefined) await endFlight(this.#queues.redis, flightKey, follower.leaderId);
+    await moveOn(this.#queues, this.#config, follower.leaderId, [jobId]);
+    const moved = await loadJobView(this.#queues, jobId);
+    if (moved !== undefined) return moved;
+    const next = await readFollower(this.#queues.redis, jobId);
+    return followerView(jobId, next ?? follower, undefined, cancelled, Date.now());
   }
 }

@@ -1,5 +1,5 @@
 import type { Redis } from "./connection.ts";
-import { CLASS_PRIORITY, ENDING_PRIORITY, KEY_PREFIX, PRIORITY_CLASSES, type PriorityClass, type Role } from "./names.ts";
+import { CLASS_PRIORITY, ENDING_PRIORITY, KEY_PREFIX, NEXT_PRIORITY, PRIORITY_CLASSES, type PriorityClass, type Role } from "./names.ts";
 
 /** What stands in one queue at one moment. */
 export interface QueueBacklog {
@@ -28,7 +28,7 @@ export type Backlog = Record<Role, QueueBacklog>;
  * Reads a queue in one step. BullMQ orders `prioritized` by priority · 2³² + a counter, `delayed` by due time · 4096 + a
  * counter. Delayed jobs are promoted only by a script on their own queue, so the due ones of the model that is not resident
  * are counted here as work.
- * KEYS: wait, prioritized, delayed, meta, limiter. ARGV: now, job key prefix, ending priority, one priority per class.
+ * KEYS: wait, prioritized, delayed, meta, limiter. ARGV: now, job key prefix, ending priority, the priority of jobs that were brought forward, one priority per class.
  */
 const BACKLOG_SCRIPT = `
 local paused = redis.call('HEXISTS', KEYS[4], 'paused') == 1
@@ -53,8 +53,11 @@ if limitedMs > 0 then dueAt = now + limitedMs end
 local first = returned > 0 and arrival(redis.call('LINDEX', KEYS[1], -1)) or (due > 0 and arrival(next[1]))
 local open = not paused and limitedMs == 0
 local depth = open and returned + prioritized + due or 0
+local forward, forwardTo = between(tonumber(ARGV[4]))
+due = due + redis.call('ZCOUNT', KEYS[2], forward, forwardTo)
+first = first or arrival(redis.call('ZRANGEBYSCORE', KEYS[2], forward, forwardTo, 'LIMIT', 0, 1)[1])
 local result = { depth, ending, returned, due, dueAt, limitedMs, max or false, duration or false, paused and 1 or 0, first or false }
-for i = 4, #ARGV do
+for i = 5, #ARGV do
   local low, high = between(tonumber(ARGV[i]))
   table.insert(result, redis.call('ZCOUNT', KEYS[2], low, high))
   table.insert(result, arrival(redis.call('ZRANGEBYSCORE', KEYS[2], low, high, 'LIMIT', 0, 1)[1]))
@@ -78,11 +81,12 @@ export function backlogReader(redis: Redis): (now: number) => Promise<Backlog> {
       now,
       base,
       ENDING_PRIORITY,
+      NEXT_PRIORITY,
       ...priorities,
     );
     const waiting = byClass((i) => classes[2 * i]!);
     const oldest = byClass((i) => classes[2 * i + 1] ?? null);
-    // A returned or due job keeps its class in its own hash; for the policy it counts as normal, with its true age.
+    // A returned, due or brought-forward job keeps its class in its own hash; for the policy it counts as normal, with its true age.
     waiting.normal += returned! + due!;
     if (first != null && (oldest.normal === null || first < oldest.normal)) oldest.normal = first;
     return {

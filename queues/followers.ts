@@ -27,8 +27,8 @@ async function bringForward(queues: Queues, leaderId: string, name: PriorityClas
 }
 
 /** The followers of a leader that ended without an answer of its own accord go on without it. */
-export async function moveOn(queues: Queues, config: Config, leaderId: string): Promise<void> {
-  await moveFollowersOn(queues.redis, leaderId, config.jobRetentionSeconds, (jobId, data) => storeJob(queues, config, jobId, data));
+export async function moveOn(queues: Queues, config: Config, leaderId: string, also: string[] = []): Promise<void> {
+  await moveFollowersOn(queues.redis, leaderId, config.jobRetentionSeconds, (jobId, data) => storeJob(queues, config, jobId, data), also);
 }
 
 /** Whether a job that failed did so for its own requester's sake: then its followers still want their answer. */

@@ -49,7 +49,7 @@ export async function readFollower(redis: Redis, jobId: string): Promise<Followe
 }
 
 /**
- * Moves the followers of a leader that ended without an answer on. `add` makes a follower's own job, once. Returns the new leader's id;
+ * Moves the followers of a leader that ended without an answer on, `also` those that its set may have missed. `add` makes a follower's own job, once. Returns the new leader's id;
  * null when no follower is left that wants an answer.
  */
 export async function moveFollowersOn(
@@ -57,9 +57,10 @@ export async function moveFollowersOn(
   leaderId: string,
   retentionSeconds: number,
   add: (jobId: string, data: JobData) => Promise<void>,
+  also: string[] = [],
   now = Date.now(),
 ): Promise<string | null> {
-  const ids = (await redis.smembers(keys.followers(leaderId))).sort();
+  const ids = [...new Set([...(await redis.smembers(keys.followers(leaderId))), ...also])].sort();
   let newLeader: string | null = null;
   for (const jobId of ids) {
     const follower = await readFollower(redis, jobId);
@@ -72,6 +73,7 @@ export async function moveFollowersOn(
       await redis.del(keys.follower(jobId));
     } else await follow(redis, jobId, { leaderId: newLeader, data }, retentionSeconds);
   }
-  await redis.del(keys.followers(leaderId));
+  // Only these: one that joined meanwhile is moved on by its own look.
+  if (ids.length > 0) await redis.srem(keys.followers(leaderId), ...ids);
   return newLeader;
 }

@@ -279,30 +279,36 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     const lost = new AbortController();
     const ended = AbortSignal.any([stopped.signal, lost.signal]);
     lock = await takeGpu({ lease, gpuId, queues, redis, signal: ended, onLost: () => lost.abort(), onWaiting: standBy, log });
-    log.info({ gpuId, fence: lease.fence }, "holds the GPU");
-    await guardrails.restore();
-    await retractOutdated(redis, config);
-    for (const profile of Object.values(config.profiles).filter(({ mode }) => mode === "ollama")) {
-      await createEngine(profile)
-        .clear?.(profile)
-        .catch((error) => log.warn({ role: profile.role, reason: error.message }, "what an earlier worker left loaded could not be freed"));
+    try {
+      log.info({ gpuId, fence: lease.fence }, "holds the GPU");
+      await guardrails.restore();
+      await retractOutdated(redis, config);
+      for (const profile of Object.values(config.profiles).filter(({ mode }) => mode === "ollama")) {
+        await createEngine(profile)
+          .clear?.(profile)
+          .catch((error) =>
+            log.warn({ role: profile.role, reason: error.message }, "what an earlier worker left loaded could not be freed"),
+          );
+      }
+      if (!watching) {
+        watching = true;
+        await Promise.all(Object.values(workers).map((worker) => worker.watchLocks()));
+        wakeSignal.start();
+        sampler.start();
+      }
+      for (const lane of lanes) {
+        lane.dispatcher = newDispatcher(lane);
+        lane.dispatcher.run().catch(onFatal);
+      }
+      if (!ended.aborted) await new Promise((resolve) => ended.addEventListener("abort", resolve, { once: true }));
+      if (stopped.signal.aborted) return;
+      log.error("another worker holds the GPU: stopping the model server; running jobs go back to their queue");
+      report.standbyReason = "another worker has taken the GPU";
+      await stopDispatchers(0);
+    } finally {
+      // While this worker stops, its jobs drain under the lock, which `stop` gives back.
+      if (!stopped.signal.aborted) await lock.release();
     }
-    if (!watching) {
-      watching = true;
-      await Promise.all(Object.values(workers).map((worker) => worker.watchLocks()));
-      wakeSignal.start();
-      sampler.start();
-    }
-    for (const lane of lanes) {
-      lane.dispatcher = newDispatcher(lane);
-      lane.dispatcher.run().catch(onFatal);
-    }
-    if (!ended.aborted) await new Promise((resolve) => ended.addEventListener("abort", resolve, { once: true }));
-    if (stopped.signal.aborted) return;
-    log.error("another worker holds the GPU: stopping the model server; running jobs go back to their queue");
-    report.standbyReason = "another worker has taken the GPU";
-    await stopDispatchers(0);
-    await lock.release();
   };
   const holding = (async () => {
     while (!stopped.signal.aborted) {
@@ -333,7 +339,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     sampler.stop();
     const cut = setTimeout(() => void cutOff(), graceMs);
     await holding.catch(() => {});
-    await stopDispatchers(graceMs);
+    await stopDispatchers(graceMs).catch((error) => log.error({ err: error }, "a model server could not be stopped"));
     clearTimeout(cut);
     clearInterval(heartbeat);
     await wakeSignal.close();

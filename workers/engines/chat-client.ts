@@ -153,7 +153,8 @@ function refusal(status: number, body: string): MathllmError {
   } catch {
     // Not JSON: the text itself says what is wrong.
   }
-  if (status >= 500) return new MathllmError("engine-failed", `The model server answered ${status}: ${message}`);
+  if (status >= 500 || status === 408 || status === 429)
+    return new MathllmError("engine-failed", `The model server answered ${status}: ${message}`);
   const tooLong = code === "context_length_exceeded" || /context (length|size|window)|maximum context/i.test(message);
   return new MathllmError(tooLong ? "problem-too-long" : "engine-refused", `The model server answered ${status}: ${message}`);
 }

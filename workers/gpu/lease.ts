@@ -95,6 +95,8 @@ export class Lease {
    * `onLost` is called once, when another worker turns out to hold it. Rejects only when `signal` aborts.
    */
   async acquire(signal: AbortSignal, onLost: () => void): Promise<Inheritance> {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
     this.#onLost = onLost;
     this.#lost = false;
     this.#modelServers = [];
@@ -119,6 +121,8 @@ export class Lease {
     this.#predecessors =
       here === null ? [] : [{ owner: here.owner, worker: here.worker }, ...here.predecessors].filter(({ owner }) => owner !== this.#owner);
     await this.#renew();
+    // Whoever stalled past its lease finds a successor's record: nothing of that is to be cleared up.
+    signal.throwIfAborted();
     return { predecessors: this.#predecessors, modelServers: this.#modelServers };
   }
 

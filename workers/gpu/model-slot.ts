@@ -83,7 +83,8 @@ const FOLLOWERS: Record<ServerState, readonly ServerState[]> = {
   ready: ["draining", "stopping", "failed"],
   draining: ["ready", "stopping", "failed"],
   failed: ["stopping"],
-  stopping: ["stopped"],
+  // Again: a stop that failed is tried once more.
+  stopping: ["stopped", "stopping"],
 };
 
 const HEALTH_INTERVAL_MS = 2000;
@@ -99,6 +100,8 @@ export class ModelSlot {
   #resident: Resident | null = null;
   #loading: Role | null = null;
   #engine: Engine | null = null;
+  /** The load under way is not wanted any more. */
+  #abandoned = false;
   #hung: ServerDeath["hung"] = null;
   #oomKills: number | null = null;
   /** Loads, unloads and deaths, one after the other. */
@@ -142,7 +145,9 @@ export class ModelSlot {
 
   /** A load under way fails at once; a resident model is left as it is. */
   abandonLoad(): void {
-    if (this.#resident === null) void this.#engine?.stop(0);
+    if (this.#resident !== null) return;
+    this.#abandoned = true;
+    this.#engine?.stop(0).catch((error) => this.#options.log.warn({ err: error }, "a load could not be given up at once"));
   }
 
   /** Says that nothing new is given to the resident model, or (false) that it is again. */
@@ -175,6 +180,7 @@ export class ModelSlot {
     const { profileOf, createEngine, log } = this.#options;
     const profile = profileOf(role);
     this.#loading = role;
+    this.#abandoned = false;
     this.#hung = null;
     this.#oomKills = kernelOomKills();
     this.#enter("starting");
@@ -187,6 +193,7 @@ export class ModelSlot {
     const engine = createEngine(profile);
     this.#engine = engine;
     try {
+      if (this.#abandoned) throw new MathllmError("engine-failed", "The load was given up.");
       const orphan = await clearPort(profile.port);
       if (orphan !== null) log.warn({ pid: orphan.pid, port: profile.port }, "stopped a model server that had outlived its worker");
       const fitted = await this.#options.fit(profile, await this.#options.idleLevel.measure());
@@ -243,7 +250,7 @@ export class ModelSlot {
     this.#resident = resident;
     this.#lastError = null;
     this.#enter("ready");
-    void this.#watchHealth(resident);
+    this.#watchHealth(resident).catch((error) => this.#options.log.warn({ err: error }, "a hung model server could not be stopped"));
   }
 
   #record(identity: ProcessIdentity | null): Promise<void> {
@@ -313,7 +320,7 @@ export class ModelSlot {
       }
       if (performance.now() - answeredAt < healthTimeoutMs || this.#resident !== resident) continue;
       log.error({ healthTimeoutMs }, "the model server does not answer its health check and is killed");
-      this.#hung = identity !== null && isStopped(identity) ? "paused" : "stuck";
+      this.#hung = identity === null || isStopped(identity) ? "paused" : "stuck";
       await engine.stop(0);
       return;
     }

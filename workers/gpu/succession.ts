@@ -40,10 +40,15 @@ export async function takeGpu(options: SuccessionOptions): Promise<HostLock> {
   const inheritance = await lease.acquire(signal, onLost);
   await clearUp(inheritance, options);
   const lock = await waitForHostLock(inheritance.predecessors, options);
-  for (const { owner, worker } of inheritance.predecessors) {
-    if (!isAlive(worker)) await recoverJobs(owner, options);
+  try {
+    for (const { owner, worker } of inheritance.predecessors) {
+      if (!isAlive(worker)) await recoverJobs(owner, options);
+    }
+    await lease.cleared();
+  } catch (error) {
+    await lock.release();
+    throw error;
   }
-  await lease.cleared();
   onWaiting(null);
   return lock;
 }
