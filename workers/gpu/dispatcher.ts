@@ -164,7 +164,7 @@ export class Dispatcher {
     const ended = Promise.allSettled(this.#running.values());
     await Promise.race([ended, enough]);
     clearTimeout(timer);
-    for (const worker of Object.values(workers)) worker.cancelAllJobs(new HandBack("the worker stops") as unknown as string);
+    for (const role of this.#options.roles) workers[role].cancelAllJobs(new HandBack("the worker stops") as unknown as string);
     await ended;
     await slot.unload(graceMs === 0 ? { graceMs: 0 } : {});
   }
