@@ -1,0 +1,67 @@
+import type { Command } from "commander";
+import { readConfig } from "../queues/config.ts";
+import { MathllmError } from "../queues/errors.ts";
+import { ROLES, type Role } from "../queues/names.ts";
+import { engineFactory } from "../workers/engines/engines.ts";
+import { FitCheck } from "../workers/gpu/fit-check.ts";
+import { gpuIdOf } from "../workers/gpu/gpu-identity.ts";
+import { readVram } from "../workers/gpu/gpu-memory.ts";
+import { ownerName, takeHostLock } from "../workers/gpu/host-lock.ts";
+import { oneOf } from "./options.ts";
+import { EXIT_FAILED, logTo, type Run, say } from "./run.ts";
+import { makeDataDir, untilSignalled } from "./system.ts";
+
+export function addServe(program: Command, run: Run): void {
+  program
+    .command("serve")
+    .description("run one model server alone, with its OpenAI-compatible API")
+    .argument("<role>", ROLES.join(" or "), oneOf(ROLES))
+    .option("--force", "load it even though it is reckoned not to fit")
+    .option("--dry-run", "print the command line that would be run, and run nothing")
+    .action((role, options) => run(() => runServe(role, options)));
+}
+
+async function runServe(role: Role, { dryRun, force }: { dryRun?: boolean; force?: boolean }): Promise<number> {
+  const config = readConfig();
+  if (dryRun === true) {
+    const { command, notes } = await engineFactory(config, logTo(config))(config.profiles[role]).dryRun(config.profiles[role]);
+    if (command !== "") say(`${command}\n`);
+    for (const note of notes) process.stderr.write(`${note}\n`);
+    return 0;
+  }
+  const log = logTo(config).child({ process: "serve" });
+  await makeDataDir(config.dataDir);
+  const gpuId = await gpuIdOf(config);
+  const taken = await takeHostLock(gpuId, `mathllm serve ${role}`);
+  if ("owner" in taken) {
+    throw new MathllmError(
+      "gpu-in-use",
+      `Expected GPU ${gpuId} to be free; ${ownerName(taken.owner)} holds it. Stop that first, or set GPU_ID to another name for a model server that runs on the CPU.`,
+    );
+  }
+  const fitCheck = new FitCheck({ ...config, forceLoad: config.forceLoad || force === true }, gpuId, log);
+  const profile = await fitCheck.check(config.profiles[role], await readVram(gpuId));
+  const engine = engineFactory(config, log)(profile);
+  const endpoint = await engine.start(profile);
+  try {
+    const model = await engine.ready(config.engineStartTimeoutMs);
+    say(`${role} ${model.modelId} at ${endpoint.baseUrl}/v1, ${model.contextTokens} tokens of context per sequence\n`);
+  } catch (error) {
+    await engine.stop(0);
+    throw error;
+  }
+  let stopping = false;
+  const died = engine.exited.then((exit) => {
+    if (stopping) return 0;
+    process.stderr.write(`The model server ended (code ${exit.code}, signal ${exit.signal}).\n${exit.lastLines.join("\n")}\n`);
+    return EXIT_FAILED;
+  });
+  const stopped = untilSignalled(
+    () => {
+      stopping = true;
+      return engine.stop(config.shutdownGraceMs);
+    },
+    () => void engine.stop(0),
+  );
+  return Promise.race([stopped, died]);
+}

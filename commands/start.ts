@@ -1,0 +1,76 @@
+import type { Command } from "commander";
+import { startApi } from "../api/main.ts";
+import { createBoard } from "../dashboards/board.ts";
+import { readConfig } from "../queues/config.ts";
+import { engineFactory } from "../workers/engines/engines.ts";
+import { startGpuWorker } from "../workers/main.ts";
+import { EXIT_FAILED, logTo, type Run, say } from "./run.ts";
+import { startSystem, untilSignalled, withRedis } from "./system.ts";
+
+/** `start`, and its parts alone: `api`, `worker`. */
+export function addStart(program: Command, run: Run): void {
+  program
+    .command("start")
+    .description("run Redis (if REDIS_URL is not set), the API and the worker")
+    .action(() => run(runStart));
+  program
+    .command("api")
+    .description("run the API alone")
+    .action(() => run(runApi));
+  program
+    .command("worker")
+    .description("run the GPU worker alone")
+    .action(() => run(runWorker));
+}
+
+async function runStart(): Promise<number> {
+  const log = logTo(readConfig());
+  const system = await startSystem(process.env, log);
+  say(`mathllm is up. Ctrl-C drains and stops; a second one stops at once.
+  API          ${system.url}
+  Bull Board   ${system.url}/dashboards/queues
+  ready?       ${system.url}/readyz
+  try it       curl -s ${system.url}/solve -H 'content-type: application/json' -d '{"problem":"What is 17 + 25?"}'
+`);
+  return untilSignalled(
+    () => {
+      say("Draining: running jobs end, waiting ones stay in Redis.\n");
+      return system.stop();
+    },
+    () => system.worker.stopNow(),
+  );
+}
+
+async function runApi(): Promise<number> {
+  const config = readConfig();
+  const log = logTo(config).child({ process: "api" });
+  return withRedis(config, log, async (redisUrl) => {
+    const api = await startApi({ config, redisUrl, log, createBoard });
+    say(`API  ${api.url}\n`);
+    return untilSignalled(
+      () => api.close(),
+      () => process.exit(EXIT_FAILED),
+    );
+  });
+}
+
+async function runWorker(): Promise<number> {
+  const config = readConfig();
+  const log = logTo(config).child({ process: "worker" });
+  return withRedis(config, log, async (redisUrl) => {
+    const worker = await startGpuWorker({
+      config,
+      redisUrl,
+      createEngine: engineFactory(config, log),
+      log,
+      onFatal: (error) => {
+        log.fatal({ err: error }, "the dispatcher ended by an error of its own; running jobs go back to their queue");
+        worker.stop(0).finally(() => process.exit(EXIT_FAILED));
+      },
+    });
+    return untilSignalled(
+      () => worker.stop(config.shutdownGraceMs),
+      () => void worker.stop(0).catch(() => {}),
+    );
+  });
+}

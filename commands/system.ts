@@ -1,0 +1,110 @@
+import { mkdir } from "node:fs/promises";
+import path from "node:path";
+import type { Logger } from "pino";
+import { startApi } from "../api/main.ts";
+import { createBoard } from "../dashboards/board.ts";
+import { type Config, readConfig } from "../queues/config.ts";
+import { type EmbeddedRedis, startEmbeddedRedis } from "../queues/embedded-redis.ts";
+import { MathllmError } from "../queues/errors.ts";
+import { WorkerProcess } from "../workers/worker-process.ts";
+import { EXIT_FAILED } from "./run.ts";
+
+/** The command line's own file: child processes run it again. */
+export const MAIN = path.join(import.meta.dirname, "..", "mathllm.ts");
+
+interface RedisHandle {
+  url: string;
+  stop(): Promise<void>;
+}
+
+/** REDIS_URL, or the private embedded Redis of this data directory: started here, or joined if another process of ours started it. */
+async function redisFor(config: Config, log: Logger, dieWithParent = false): Promise<RedisHandle> {
+  if (config.redisUrl !== undefined) return { url: config.redisUrl, stop: async () => {} };
+  await makeDataDir(config.dataDir);
+  const redis: EmbeddedRedis = await startEmbeddedRedis({
+    dataDir: config.dataDir,
+    appendfsync: config.redisAppendfsync,
+    log: (line: string) => log.debug(line),
+    env: process.env,
+    dieWithParent,
+  });
+  return { url: redis.url, stop: () => redis.stop() };
+}
+
+/** Runs `body` with a Redis that is stopped however it ends, if it was started here. */
+export async function withRedis(config: Config, log: Logger, body: (redisUrl: string) => Promise<number>): Promise<number> {
+  const redis = await redisFor(config, log);
+  try {
+    return await body(redis.url);
+  } finally {
+    await redis.stop();
+  }
+}
+
+export async function makeDataDir(dataDir: string): Promise<void> {
+  try {
+    await mkdir(dataDir, { recursive: true, mode: 0o700 });
+  } catch (error) {
+    throw new MathllmError(
+      "invalid-configuration",
+      `DATA_DIR: expected a folder that can be made and written; ${(error as Error).message}`,
+    );
+  }
+}
+
+/** The first signal calls `drain`, the second `now`. Resolves with the exit code when `drain` is done. */
+export function untilSignalled(drain: () => Promise<void>, now: () => void): Promise<number> {
+  return new Promise((resolve) => {
+    let signals = 0;
+    const onSignal = () => {
+      signals++;
+      if (signals === 1) {
+        drain().then(
+          () => resolve(0),
+          (error) => {
+            process.stderr.write(`${(error as Error).message}\n`);
+            resolve(EXIT_FAILED);
+          },
+        );
+      } else if (signals === 2) {
+        now();
+      }
+    };
+    process.on("SIGINT", onSignal);
+    process.on("SIGTERM", onSignal);
+    // The supervisor's channel breaking means that it died: drain as if it had asked.
+    if (process.send !== undefined) process.on("disconnect", onSignal);
+  });
+}
+
+export interface System {
+  config: Config;
+  redisUrl: string;
+  url: string;
+  worker: WorkerProcess;
+  stop(): Promise<void>;
+}
+
+/** Redis if needed, the worker as a child process, and the API in this one; on failure nothing stays up. */
+export async function startSystem(env: NodeJS.ProcessEnv, log: Logger, dieWithParent = false): Promise<System> {
+  const config = readConfig(env);
+  const redis = await redisFor(config, log, dieWithParent);
+  const worker = new WorkerProcess([MAIN, "worker"], { ...env, REDIS_URL: redis.url }, log);
+  try {
+    const api = await startApi({ config, redisUrl: redis.url, log: log.child({ process: "api" }), createBoard });
+    worker.start();
+    return {
+      config,
+      redisUrl: redis.url,
+      url: api.url,
+      worker,
+      stop: async () => {
+        await Promise.all([api.close(), worker.stop()]);
+        await redis.stop();
+      },
+    };
+  } catch (error) {
+    await redis.stop();
+    throw error;
+  }
+}
