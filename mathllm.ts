@@ -1,11 +1,17 @@
 import { existsSync } from "node:fs";
 import { Command, CommanderError } from "commander";
+import { addBatch } from "./commands/batch.ts";
 import { addDemo } from "./commands/demo.ts";
 import { addDoctor } from "./commands/doctor.ts";
 import { addGpu } from "./commands/gpu.ts";
+import { addGrade } from "./commands/grade.ts";
 import { addHealthcheck } from "./commands/healthcheck.ts";
+import { addKeys } from "./commands/keys.ts";
+import { addLoad } from "./commands/load.ts";
+import { addPerf } from "./commands/perf.ts";
 import { addPlan } from "./commands/plan.ts";
 import { addProblems } from "./commands/problems.ts";
+import { addReport } from "./commands/report.ts";
 import { EXIT_FAILED, EXIT_USAGE, type Run } from "./commands/run.ts";
 import { addServe } from "./commands/serve.ts";
 import { addSimulate } from "./commands/simulate.ts";
@@ -28,13 +34,19 @@ function cli(run: Run): Command {
   addDemo(program, run);
   addStart(program, run);
   addSolve(program, run);
+  addBatch(program, run);
   addProblems(program, run);
+  addGrade(program, run);
+  addPerf(program, run);
   addGpu(program, run);
+  addKeys(program, run);
+  addLoad(program, run);
   addPlan(program, run);
   addServe(program, run);
   addHealthcheck(program, run);
   addSmoke(program, run);
   addSimulate(program, run);
+  addReport(program, run);
   addDoctor(program, run);
   return program;
 }

@@ -45,12 +45,12 @@ export class Admission {
     const role: Role = request.model;
     const name = request.priority;
     const stages: Role[] = request.explain ? ["student", "talker"] : [role];
-    for (const stage of stages) this.#checkDepth(stage, name, backlog);
+    for (const stage of stages) this.#checkDepth(stage, name, backlog, stage === "student" ? request.samples : 1);
     const sooner = PRIORITY_CLASSES.slice(0, PRIORITY_CLASSES.indexOf(name) + 1);
     const ahead = sooner.reduce((sum, each) => sum + this.#acceptedSince(role, each), aheadOf(role, name, backlog));
     const estimatedWaitMs = expectedWaitMs(role, name, ahead, backlog, workers, now);
     if (estimatedWaitMs !== null) this.#checkTime(request, estimatedWaitMs, stages, workers);
-    this.#since.set(`${role} ${name}`, this.#acceptedSince(role, name) + 1);
+    this.#since.set(`${role} ${name}`, this.#acceptedSince(role, name) + request.samples);
     const stored = store(estimatedWaitMs);
     this.#storing.add(stored);
     await stored.finally(() => this.#storing.delete(stored));
@@ -86,21 +86,28 @@ export class Admission {
     return { backlog, workers };
   }
 
-  #checkDepth(role: Role, name: PriorityClass, backlog: Backlog): void {
+  /** Each sample counts as a job. */
+  #checkDepth(role: Role, name: PriorityClass, backlog: Backlog, samples: number): void {
     const waiting = backlog[role].waiting[name] + this.#acceptedSince(role, name);
     const most = this.#config.maxDepths[name];
-    if (waiting < most) return;
+    if (waiting + samples <= most) return;
+    const more = samples === 1 ? "" : `; this one has ${samples} samples`;
     throw new MathllmError(
       "queue-full",
-      `${waiting} ${name} jobs wait for the ${role}, and ${most} may. Try again later, or raise ${name.toUpperCase()}_MAX_DEPTH.`,
+      `${waiting} ${name} jobs wait for the ${role}, and ${most} may${more}. Try again later, or raise ${name.toUpperCase()}_MAX_DEPTH.`,
       { extra: { retryAfterSeconds: FULL_RETRY_AFTER_SECONDS } },
     );
   }
 
-  #checkTime({ priority, timeoutMs }: SolveRequest, estimatedWaitMs: number, stages: Role[], workers: WorkerStatus[]): void {
+  #checkTime({ priority, timeoutMs, samples }: SolveRequest, estimatedWaitMs: number, stages: Role[], workers: WorkerStatus[]): void {
     // Only they have measured anything; there is one, since the wait is known.
     const { models, deadlinesMs } = workers.find(({ phase, drained }) => phase !== "standby" && phase !== "stopping" && !drained)!;
-    const workMs = stages.reduce((sum, stage, i) => sum + (models[stage].serviceMs ?? 0) + (i > 0 ? (models[stage].swapMs ?? 0) : 0), 0);
+    // A vote is settled, at best, by half of its samples, as many at once as there are slots.
+    const turns = Math.ceil(Math.ceil(samples / 2) / models.student.capacity.maxNumSeqs);
+    const workMs = stages.reduce((sum, stage, i) => {
+      const { serviceMs, swapMs } = models[stage];
+      return sum + (serviceMs ?? 0) * (stage === "student" ? turns : 1) + (i > 0 ? (swapMs ?? 0) : 0);
+    }, 0);
     const deadlineMs = priority === "batch" ? Number.POSITIVE_INFINITY : deadlinesMs[priority];
     const lateByMs = Math.max(estimatedWaitMs + workMs - (timeoutMs ?? Number.POSITIVE_INFINITY), estimatedWaitMs - deadlineMs);
     if (lateByMs <= 0) return;

@@ -1,8 +1,8 @@
 import type { AnswerCache, CacheEntry } from "../queues/answer-cache.ts";
 import { publishedModels } from "../queues/answer-cache.ts";
-import { digestOf, explainKey, isCacheable, type PublishedModel, solveKey, talkKey } from "../queues/cache-key.ts";
+import { digestOf, explainKey, isCacheable, solveKey, talkKey } from "../queues/cache-key.ts";
 import type { Redis } from "../queues/connection.ts";
-import type { SolveRequest, StageResult } from "../queues/contracts.ts";
+import type { JobRequest, PublishedModel, StageResult } from "../queues/contracts.ts";
 import type { JobKind, Role } from "../queues/names.ts";
 
 /** Which model answers is asked of Redis this often at most. */
@@ -18,11 +18,14 @@ export interface Lookup {
   hit: Hit | null;
   /** Identical requests meanwhile share this; null: nothing is shared. */
   flightKey: string | null;
+  /** The answer may come from the cache: when it does not, that is a miss. */
+  isCacheable: boolean;
   /** Of an explanation, the solution is there. */
   solved?: StageResult;
 }
 
-const NOTHING: Lookup = { hit: null, flightKey: null };
+const NOT_SOUGHT: Lookup = { hit: null, flightKey: null, isCacheable: false };
+const NO_MODEL: Lookup = { hit: null, flightKey: null, isCacheable: true };
 
 /** What the cache knows of a request. Nothing, while no worker has said which model answers. */
 export class AnswerLookup {
@@ -36,25 +39,39 @@ export class AnswerLookup {
     this.#cache = cache;
   }
 
-  async find(kind: JobKind, request: SolveRequest): Promise<Lookup> {
-    if (!isCacheable(request)) return NOTHING;
-    const { student, talker } = await this.#published();
-    if (request.cache === "refresh") return NOTHING;
-    if (kind === "talk") return talker === undefined ? NOTHING : this.#stage(talkKey(talker, request));
-    if (student === undefined) return NOTHING;
-    const solving = await this.#stage(solveKey(student, request));
-    if (kind === "solve") return solving;
-    if (talker === undefined) return NOTHING;
-    const flightKey = digestOf(["explain", solveKey(student, request), talkKey(talker, request)]);
-    if (solving.hit === null) return { hit: null, flightKey };
-    const solved = solving.hit.entry.result;
-    const { hit } = await this.#stage(explainKey(talker, request, solved));
-    return hit === null ? { hit: null, flightKey, solved } : { hit, flightKey };
+  async find(kind: JobKind, request: JobRequest): Promise<Lookup> {
+    const [found] = await this.findMany([{ kind, request }]);
+    return found!;
   }
 
-  async #stage(cacheKey: string): Promise<Lookup> {
-    const entry = await this.#cache.get(cacheKey);
-    return { hit: entry === undefined ? null : { cacheKey, entry }, flightKey: cacheKey };
+  /** The same for many, with one look into the cache for all of them, and a second one for explanations of solutions that are there. */
+  async findMany(asked: { kind: JobKind; request: JobRequest }[]): Promise<Lookup[]> {
+    const isSought = ({ request }: { request: JobRequest }) => isCacheable(request) && request.cache !== "refresh";
+    if (!asked.some(isSought)) return asked.map(() => NOT_SOUGHT);
+    const { student, talker } = await this.#published();
+    const stages = asked.map((each) => {
+      const { kind, request } = each;
+      if (!isSought(each)) return NOT_SOUGHT;
+      if (kind === "talk") return talker === undefined ? NO_MODEL : talkKey(talker, request);
+      if (student === undefined || (kind === "explain" && talker === undefined)) return NO_MODEL;
+      return solveKey(student, request);
+    });
+    const found = await this.#cache.getMany(stages.filter((stage) => typeof stage === "string"));
+    const explanations = asked.map(({ kind, request }, i) => {
+      const stage = stages[i]!;
+      const solved = kind === "explain" && typeof stage === "string" ? found.get(stage)?.result : undefined;
+      return solved === undefined ? null : explainKey(talker!, request, solved);
+    });
+    const explained = await this.#cache.getMany(explanations.filter((key) => key !== null));
+    return asked.map(({ kind, request }, i) => {
+      const stage = stages[i]!;
+      if (typeof stage !== "string") return stage;
+      if (kind !== "explain") return { hit: hitOf(stage, found), flightKey: stage, isCacheable: true };
+      const flightKey = digestOf(["explain", stage, talkKey(talker!, request)]);
+      const hit = explanations[i] === null ? null : hitOf(explanations[i]!, explained);
+      const solved = hit === null ? found.get(stage)?.result : undefined;
+      return { hit, flightKey, isCacheable: true, ...(solved === undefined ? {} : { solved }) };
+    });
   }
 
   #published(): Promise<Partial<Record<Role, PublishedModel>>> {
@@ -68,4 +85,9 @@ export class AnswerLookup {
     }
     return this.#models;
   }
+}
+
+function hitOf(cacheKey: string, found: Map<string, CacheEntry>): Hit | null {
+  const entry = found.get(cacheKey);
+  return entry === undefined ? null : { cacheKey, entry };
 }

@@ -6,7 +6,7 @@ const BLOCK_MS = 5000;
 const RETRY_MS = 100;
 const RESUMED_EVENTS = 1000;
 
-/** Reads the GPUs' events once for all listeners of this process. */
+/** Reads the GPUs' events once for all listeners of this process, and not at all while there are none. */
 export class GpuEventFeed {
   readonly #blocking: Redis;
   readonly #onError: (error: Error) => void;
@@ -49,7 +49,7 @@ export class GpuEventFeed {
 
   async #read(afterId: string): Promise<void> {
     let lastId = afterId;
-    while (!this.#closed) {
+    while (!this.#closed && this.#listeners.size > 0) {
       try {
         for (const event of await nextGpuEvents(this.#blocking, lastId, BLOCK_MS)) {
           lastId = event.id;
@@ -61,6 +61,7 @@ export class GpuEventFeed {
         await delay(RETRY_MS);
       }
     }
+    this.#reading = false;
   }
 }
 

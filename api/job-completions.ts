@@ -7,10 +7,13 @@ const BLOCK_MS = 5000;
 const BATCH = 1000;
 const RETRY_MS = 100;
 
+/** A stage of the job was picked; or the job ended, or will surely end. */
+export type JobChange = "began" | "ended";
+
 const STREAMS = ROLES.map((role) => `${KEY_PREFIX}:${role}:events`);
 
 /**
- * Tells when a job may have become terminal: from BullMQ's event streams and from the cancel broadcasts. A waiter is
+ * Tells when a job may have become terminal, or was picked: from BullMQ's event streams and from the cancel broadcasts. A waiter is
  * registered first and the job read after, so that no end falls between. The streams are read from concrete ids, never from
  * "what comes next", so that nothing is missed between two reads or while the connection is lost. BullMQ's QueueEvents is
  * not used: its `close` never resolves while Redis is away.
@@ -20,6 +23,8 @@ export class JobCompletions {
   readonly ready: Promise<unknown>;
   readonly #onError: (error: Error) => void;
   readonly #waiters = new Map<string, Set<() => void>>();
+  readonly #listeners = new Map<string, Set<(change: JobChange) => void>>();
+  readonly #onEvery = new Set<(jobId: string) => void>();
   #closed = false;
 
   /** `connect` is called for two connections, closed by the caller after `close`: reading blocks the one, the other subscribes. */
@@ -54,7 +59,23 @@ export class JobCompletions {
 
   #hear(fields: string[]): void {
     const { event, jobId } = fieldsOf(fields);
-    if (jobId !== undefined && (event === "completed" || event === "failed")) this.notify(clientJobId(jobId));
+    if (jobId === undefined) return;
+    if (event === "completed" || event === "failed") this.notify(clientJobId(jobId));
+    if (event === "active") this.#tell(clientJobId(jobId), "began");
+  }
+
+  /** Calls back whenever something may have happened to the job, until the end that is returned. */
+  listen(jobId: string, onChange: (change: JobChange) => void): () => void {
+    const listeners = this.#listeners.get(jobId) ?? new Set();
+    this.#listeners.set(jobId, listeners.add(onChange));
+    return () => {
+      listeners.delete(onChange);
+      if (listeners.size === 0 && this.#listeners.get(jobId) === listeners) this.#listeners.delete(jobId);
+    };
+  }
+
+  #tell(jobId: string, change: JobChange): void {
+    for (const onChange of [...(this.#listeners.get(jobId) ?? [])]) onChange(change);
   }
 
   /** Resolves when the job ended, `signal` aborts, or everything closes. It never rejects. */
@@ -77,6 +98,13 @@ export class JobCompletions {
   /** This job ended, or will surely end: its waiters look again. */
   notify(jobId: string): void {
     for (const done of [...(this.#waiters.get(jobId) ?? [])]) done();
+    this.#tell(jobId, "ended");
+    for (const onEnded of this.#onEvery) onEnded(jobId);
+  }
+
+  /** Calls back for every job that ended, or will surely end. */
+  listenToAll(onEnded: (jobId: string) => void): void {
+    this.#onEvery.add(onEnded);
   }
 
   /** Nothing is told any more. */

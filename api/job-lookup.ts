@@ -3,14 +3,16 @@ import { cachedView } from "../queues/cached-view.ts";
 import { cancelledAt } from "../queues/cancellation.ts";
 import type { Config } from "../queues/config.ts";
 import type { JobView } from "../queues/contracts.ts";
+import { MathllmError } from "../queues/errors.ts";
 import { followerView, moveOn } from "../queues/followers.ts";
 import { loadJobView } from "../queues/job-view.ts";
-import { cacheEntryOf } from "../queues/names.ts";
+import { cacheEntryOf, roleOfJobId } from "../queues/names.ts";
 import type { Queues } from "../queues/open-queues.ts";
-import { endFlight, type Follower, readFollower } from "../queues/single-flight.ts";
+import { endFlight, type Follower, readFollower, TAKE_OFF_MS } from "../queues/single-flight.ts";
 
-/** A leader that is not there by then never will be: who was to add it has died. */
-const TAKE_OFF_MS = 5000;
+export function unknownJob(): MathllmError {
+  return new MathllmError("unknown-job", "No job has this id: it was never accepted here, or it ended and has expired.");
+}
 
 /** Finds what an id stands for: a job, an answer in the cache, or a request that follows another's job. */
 export class JobLookup {
@@ -35,6 +37,14 @@ export class JobLookup {
     if (own !== undefined) return own;
     const follower = await readFollower(this.#queues.redis, jobId);
     return follower && this.#followerView(jobId, follower, now);
+  }
+
+  /** Whether an API key's holder may see it: its own job, an answer from the cache, or an id that stands for nothing. */
+  async isVisibleTo(owner: string, jobId: string): Promise<boolean> {
+    const role = roleOfJobId(jobId);
+    if (role === undefined) return true;
+    const data = (await this.#queues[role].getJob(jobId))?.data ?? (await readFollower(this.#queues.redis, jobId))?.data;
+    return data === undefined || data.owner === owner;
   }
 
   /** The job that this one follows; undefined when it follows none. */

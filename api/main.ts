@@ -4,13 +4,22 @@ import type { AddressInfo } from "node:net";
 import type { Router } from "express";
 import type { Logger } from "pino";
 import { AnswerCache } from "../queues/answer-cache.ts";
+import { ApiKeys } from "../queues/api-keys.ts";
 import type { Config } from "../queues/config.ts";
 import { openRedis, type Redis, redisErrorLog, waitForRedis } from "../queues/connection.ts";
 import { MathllmError } from "../queues/errors.ts";
 import { openQueues, type Queues } from "../queues/open-queues.ts";
-import { createApp } from "./app.ts";
+import { AnswerLookup } from "./answer-lookup.ts";
+import { type AppDeps, createApp } from "./app.ts";
+import { Batches } from "./batches.ts";
 import { GpuEventFeed } from "./gpu-event-feed.ts";
 import { JobCompletions } from "./job-completions.ts";
+import { JobLookup } from "./job-lookup.ts";
+import { JobStories } from "./job-stories.ts";
+import { KeyGate } from "./key-gate.ts";
+import { pagePolicy } from "./middleware/security-headers.ts";
+import { TokenFeed } from "./token-feed.ts";
+import { Webhooks } from "./webhooks.ts";
 
 const REDIS_START_TIMEOUT_MS = 5000;
 /** A client that is half-way through a request when we close has this long to finish it. */
@@ -20,7 +29,9 @@ export interface ApiOptions {
   config: Config;
   redisUrl: string;
   log: Logger;
-  createBoard?: (queues: Queues) => Router;
+  createBoard?: (queues: Queues, view: keyof NonNullable<AppDeps["boards"]>) => Router;
+  /** `policy`: the Content-Security-Policy of pages. */
+  createPage?: (policy: string) => Router;
 }
 
 export interface RunningApi {
@@ -30,8 +41,11 @@ export interface RunningApi {
   close(): Promise<void>;
 }
 
-/** Connects and listens. Throws `redis-unavailable` or `port-in-use`, with nothing left open. */
-export async function startApi({ config, redisUrl, log, createBoard }: ApiOptions): Promise<RunningApi> {
+/**
+ * Connects, brings the keys of `API_KEYS` in, and listens. Throws `redis-unavailable`, `port-in-use`, or `invalid-configuration` for an
+ * address that others can reach without a key, with nothing left open.
+ */
+export async function startApi({ config, redisUrl, log, createBoard, createPage }: ApiOptions): Promise<RunningApi> {
   const onError = redisErrorLog(log);
   const connections: Redis[] = [];
   const connect = (profile: "producer" | "worker") => {
@@ -40,11 +54,15 @@ export async function startApi({ config, redisUrl, log, createBoard }: ApiOption
     return redis;
   };
   const redis = connect("producer");
+  const apiKeys = new ApiKeys(redis);
+  const gate = new KeyGate(apiKeys, config.host, onError);
   const disconnect = () => {
     for (const connection of connections) connection.disconnect();
   };
   try {
     await waitForRedis(redis, REDIS_START_TIMEOUT_MS);
+    for (const note of await apiKeys.seed(config.keySeeds)) log.warn(note);
+    await gate.start();
   } catch (error) {
     disconnect();
     throw error;
@@ -52,8 +70,21 @@ export async function startApi({ config, redisUrl, log, createBoard }: ApiOption
   const queues = openQueues(redis, onError);
   const completions = new JobCompletions(() => connect("worker"), onError);
   const cache = new AnswerCache(redis, { ttlSeconds: config.cacheTtlSeconds, maxBytes: config.cacheMaxBytes }, onError);
+  const tokens = new TokenFeed(redis, connect("worker"), onError);
+  const lookup = new JobLookup(queues, config, cache);
+  const stories = new JobStories({ queues, lookup, completions, tokens, onError });
+  const webhooks = new Webhooks({ redis, connect: () => connect("worker"), config, lookup, completions, log, onError });
+  const batches = new Batches({ queues, config, cache, answers: new AnswerLookup(redis, cache), lookup, onError });
   const gpuEvents = new GpuEventFeed(connect("worker"), onError);
-  const server = http.createServer(createApp({ queues, config, cache, completions, gpuEvents, log, board: createBoard?.(queues) }));
+  const boards = createBoard && {
+    local: createBoard(queues, "local"),
+    read: createBoard(queues, "read"),
+    admin: createBoard(queues, "admin"),
+  };
+  const page = createPage?.(pagePolicy());
+  const server = http.createServer(
+    createApp({ batches, queues, config, cache, completions, stories, gpuEvents, apiKeys, gate, webhooks, log, boards, page }),
+  );
   // Without this a kept-alive connection whose long poll was just answered holds `close` up until its client drops it.
   server.on("request", (_request, response) =>
     response.on("close", () => {
@@ -64,16 +95,22 @@ export async function startApi({ config, redisUrl, log, createBoard }: ApiOption
     const closed = server.listening ? once(server, "close") : undefined;
     server.close();
     completions.close();
+    stories.close();
     gpuEvents.close();
+    gate.stop();
+    batches.close();
     const cut = setTimeout(() => server.closeAllConnections(), CLOSE_GRACE_MS);
     await closed;
     clearTimeout(cut);
+    await webhooks.close();
     await cache.flush().catch(onError);
     await queues.close();
     disconnect();
   };
   try {
     await completions.ready;
+    webhooks.start();
+    batches.start();
     server.listen(config.port, config.host);
     await once(server, "listening");
   } catch (error) {

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { type SolveRequest, solveRequestSchema } from "../queues/contracts.ts";
+import { type JobRequest, type SolveRequest, solveRequestSchema } from "../queues/contracts.ts";
 import { parseBody } from "./parse-body.ts";
 
 /** The checked body of `POST /solve`. Throws `invalid-request`. */
@@ -8,7 +8,7 @@ export function parseSolveRequest(body: unknown): SolveRequest {
 }
 
 /** The same for requests that mean the same: defaults filled in, whatever the order of the keys. */
-export function requestHash(request: SolveRequest): string {
+export function requestHash(request: JobRequest): string {
   const canonical = (value: unknown): unknown => {
     if (Array.isArray(value) || value === null || typeof value !== "object") return value;
     return Object.fromEntries(

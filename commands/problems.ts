@@ -38,7 +38,7 @@ function familyList(text: string): Family[] {
   return names as Family[];
 }
 
-function fieldMap(text: string): FieldMap {
+export function fieldMap(text: string): FieldMap {
   const pairs = text.split(",").map((pair) => /^(problem|answer|id)=(.+)$/.exec(pair.trim()));
   if (pairs.includes(null)) throw new InvalidArgumentError("Expected the names of fields, like problem=q,answer=a,id=n.");
   return Object.fromEntries(pairs.map((pair) => [pair![1], pair![2]]));

@@ -1,6 +1,7 @@
 import type { Command } from "commander";
 import { startApi } from "../api/main.ts";
 import { createBoard } from "../dashboards/board.ts";
+import { createLivePage } from "../dashboards/live/page.ts";
 import { readConfig } from "../queues/config.ts";
 import { engineFactory } from "../workers/engines/engines.ts";
 import { startGpuWorker } from "../workers/main.ts";
@@ -27,7 +28,7 @@ async function runStart(): Promise<number> {
   const log = logTo(readConfig());
   const system = await startSystem(process.env, log);
   say(`mathllm is up. Ctrl-C drains and stops; a second one stops at once.
-  API          ${system.url}
+  live page    ${system.url}
   Bull Board   ${system.url}/dashboards/queues
   ready?       ${system.url}/readyz
   try it       curl -s ${system.url}/solve -H 'content-type: application/json' -d '{"problem":"What is 17 + 25?"}'
@@ -45,7 +46,7 @@ async function runApi(): Promise<number> {
   const config = readConfig();
   const log = logTo(config).child({ process: "api" });
   return withRedis(config, log, async (redisUrl) => {
-    const api = await startApi({ config, redisUrl, log, createBoard });
+    const api = await startApi({ config, redisUrl, log, createBoard, createPage: createLivePage });
     say(`API  ${api.url}\n`);
     return untilSignalled(
       () => api.close(),

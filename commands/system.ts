@@ -1,8 +1,10 @@
+import { readFileSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import path from "node:path";
 import type { Logger } from "pino";
 import { startApi } from "../api/main.ts";
 import { createBoard } from "../dashboards/board.ts";
+import { createLivePage } from "../dashboards/live/page.ts";
 import { type Config, readConfig } from "../queues/config.ts";
 import { type EmbeddedRedis, startEmbeddedRedis } from "../queues/embedded-redis.ts";
 import { MathllmError } from "../queues/errors.ts";
@@ -11,6 +13,8 @@ import { EXIT_FAILED } from "./run.ts";
 
 /** The command line's own file: child processes run it again. */
 export const MAIN = path.join(import.meta.dirname, "..", "mathllm.ts");
+
+export const VERSION: string = JSON.parse(readFileSync(path.join(import.meta.dirname, "..", "package.json"), "utf8")).version;
 
 interface RedisHandle {
   url: string;
@@ -91,7 +95,13 @@ export async function startSystem(env: NodeJS.ProcessEnv, log: Logger, dieWithPa
   const redis = await redisFor(config, log, dieWithParent);
   const worker = new WorkerProcess([MAIN, "worker"], { ...env, REDIS_URL: redis.url }, log);
   try {
-    const api = await startApi({ config, redisUrl: redis.url, log: log.child({ process: "api" }), createBoard });
+    const api = await startApi({
+      config,
+      redisUrl: redis.url,
+      log: log.child({ process: "api" }),
+      createBoard,
+      createPage: createLivePage,
+    });
     worker.start();
     return {
       config,

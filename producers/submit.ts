@@ -9,9 +9,11 @@ export type Submission = Pick<SolveRequest, "problem"> & Partial<SolveRequest>;
 /** A client of the HTTP API at `baseUrl`. Errors carry the API's own detail; an API that isn't there says how to start it. */
 export class ApiClient {
   readonly baseUrl: string;
+  readonly #apiKey: string | undefined;
 
-  constructor(baseUrl: string) {
+  constructor(baseUrl: string, apiKey?: string) {
     this.baseUrl = baseUrl.replace(/\/+$/, "");
+    this.#apiKey = apiKey;
   }
 
   /** Hands a problem in; resolves when it is accepted. */
@@ -35,9 +37,18 @@ export class ApiClient {
 
   /** The parsed body of a 2xx answer. Rejects with the problem's title and detail, or with how to start the API. */
   async json(path: string, init: RequestInit = {}): Promise<unknown> {
-    let response: Response;
+    const response = await this.request(path, init);
+    const body = (await response.json()) as { detail?: string; title?: string };
+    if (!response.ok) throw new MathllmError("invalid-request", `${body.title ?? response.statusText}: ${body.detail ?? ""}`);
+    return body;
+  }
+
+  /** Any answer. Rejects with how to start the API when there is none. */
+  async request(path: string, init: RequestInit = {}): Promise<Response> {
     try {
-      response = await fetch(this.baseUrl + path, init);
+      const headers = new Headers(init.headers);
+      if (this.#apiKey !== undefined) headers.set("authorization", `Bearer ${this.#apiKey}`);
+      return await fetch(this.baseUrl + path, { ...init, headers });
     } catch (error) {
       init.signal?.throwIfAborted();
       const cause = error instanceof Error && error.cause instanceof Error ? error.cause.message : String(error);
@@ -46,8 +57,5 @@ export class ApiClient {
         `Expected the API at ${this.baseUrl}: ${cause}. Start it with npm start, or name it with --url.`,
       );
     }
-    const body = (await response.json()) as { detail?: string; title?: string };
-    if (!response.ok) throw new MathllmError("invalid-request", `${body.title ?? response.statusText}: ${body.detail ?? ""}`);
-    return body;
   }
 }

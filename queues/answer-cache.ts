@@ -1,7 +1,6 @@
 import { z } from "zod";
-import type { PublishedModel } from "./cache-key.ts";
 import type { Redis } from "./connection.ts";
-import { stageResultSchema } from "./contracts.ts";
+import { type PublishedModel, publishedModelSchema, stageResultSchema } from "./contracts.ts";
 import { KEY_PREFIX, keys, ROLES, type Role } from "./names.ts";
 
 /**
@@ -102,6 +101,21 @@ export class AnswerCache {
     return entry;
   }
 
+  /** The same for many at once, each key looked up once. */
+  async getMany(cacheKeys: string[], now = Date.now()): Promise<Map<string, CacheEntry>> {
+    const keysOnce = [...new Set(cacheKeys)];
+    const texts = keysOnce.length === 0 ? [] : await this.#redis.mget(keysOnce.map((key) => ENTRY + key));
+    const found = new Map<string, CacheEntry>();
+    for (const [i, key] of keysOnce.entries()) {
+      const entry = texts[i] == null ? undefined : parse(texts[i]);
+      if (entry === undefined || entry.expiresAt <= now) continue;
+      found.set(key, entry);
+      this.#used.add(key);
+    }
+    if (found.size > 0) this.#soon();
+    return found;
+  }
+
   async put(key: string, given: Pick<CacheEntry, "result" | "solved">, now = Date.now()): Promise<void> {
     const entry: CacheEntry = { version: 1, storedAt: now, expiresAt: now + this.#ttlMs, ...given };
     await this.#redis.eval(
@@ -137,16 +151,16 @@ export class AnswerCache {
     this.#soon();
   }
 
+  /** Of all API processes together, since the beginning; up to a second old. */
+  async counts(): Promise<Record<CacheOutcome, number>> {
+    const { hit, miss, coalesced } = await this.#redis.hgetall(COUNTS);
+    return { hit: Number(hit ?? 0), miss: Number(miss ?? 0), coalesced: Number(coalesced ?? 0) };
+  }
+
   async stats(): Promise<CacheStats> {
     await this.flush();
-    const [entries, bytes, counts] = await Promise.all([
-      this.#redis.zcard(BOOKS[0]!),
-      this.#redis.get(BOOKS[3]!),
-      this.#redis.hgetall(COUNTS),
-    ]);
-    const { hit, miss, coalesced } = counts;
-    const sizes = { entries, bytes: Number(bytes ?? 0), maxBytes: this.#maxBytes, ttlSeconds: this.#ttlMs / 1000 };
-    return { ...sizes, hit: Number(hit ?? 0), miss: Number(miss ?? 0), coalesced: Number(coalesced ?? 0) };
+    const [entries, bytes, counts] = await Promise.all([this.#redis.zcard(BOOKS[0]!), this.#redis.get(BOOKS[3]!), this.counts()]);
+    return { entries, bytes: Number(bytes ?? 0), maxBytes: this.#maxBytes, ttlSeconds: this.#ttlMs / 1000, ...counts };
   }
 
   /** Uses and counts are gathered and written once a second: a hit costs one read. */
@@ -176,8 +190,6 @@ function parse(text: string): CacheEntry | undefined {
   }
 }
 
-const publishedSchema = z.object({ modelId: z.string(), digest: z.string(), promptVersion: z.string(), maxTokens: z.number() });
-
 /** Says which model answers for a role from now on; null: it is not known until the next load. */
 export async function publishModel(redis: Redis, role: Role, model: (PublishedModel & { settings: string }) | null): Promise<void> {
   if (model === null) await redis.hdel(keys.publishedModels, role);
@@ -194,7 +206,7 @@ export async function publishedModels(redis: Redis): Promise<Partial<Record<Role
   const stored = await redis.hgetall(keys.publishedModels);
   return Object.fromEntries(
     ROLES.flatMap((role) => {
-      const model = publishedSchema.safeParse(parseJson(stored[role] ?? null)).data;
+      const model = publishedModelSchema.safeParse(parseJson(stored[role] ?? null)).data;
       return model === undefined ? [] : [[role, model]];
     }),
   );

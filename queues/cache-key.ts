@@ -1,16 +1,5 @@
 import { createHash } from "node:crypto";
-import type { JobData, Sampling, SolveRequest, StageResult } from "./contracts.ts";
-
-/** What decides an answer beside the request: any change of it makes another key, so an old answer is never served. */
-export interface PublishedModel {
-  modelId: string;
-  /** SHA-256 of the weight file, or what the engine has in its place. */
-  digest: string;
-  /** Digest of every prompt's wording. */
-  promptVersion: string;
-  /** The most tokens of an answer. */
-  maxTokens: number;
-}
+import type { JobData, PublishedModel, Sampling, SolveRequest, StageResult } from "./contracts.ts";
 
 export type CacheMode = SolveRequest["cache"];
 
@@ -20,14 +9,20 @@ export function isCacheable({ sampling, cache }: { sampling: Sampling; cache?: C
   return cache === "on" || cache === "refresh" || sampling.temperature === 0;
 }
 
-/** The Student's answer to a problem. */
-export function solveKey(model: PublishedModel, { problem, sampling }: Pick<JobData, "problem" | "sampling">): string {
-  return keyOf("solve", model, sampling, [normalised(problem)]);
+/** The Student's answer to a problem, or what most of `samples` answers say. */
+export function solveKey(
+  model: PublishedModel,
+  { problem, messages, sampling, samples = 1 }: Pick<JobData, "problem" | "messages" | "sampling" | "samples">,
+): string {
+  return keyOf("solve", model, sampling, [...(messages ?? [normalised(problem)]), ...(samples === 1 ? [] : [samples])]);
 }
 
 /** The Talker's answer to a text. */
-export function talkKey(model: PublishedModel, { problem, sampling }: Pick<JobData, "problem" | "sampling">): string {
-  return keyOf("talk", model, sampling, [normalised(problem)]);
+export function talkKey(
+  model: PublishedModel,
+  { problem, messages, sampling }: Pick<JobData, "problem" | "messages" | "sampling">,
+): string {
+  return keyOf("talk", model, sampling, messages ?? [normalised(problem)]);
 }
 
 /** The Talker's explanation of this very solution. */

@@ -1,16 +1,18 @@
+import { gradeOf } from "../maths/grading.ts";
 import type { CacheEntry } from "./answer-cache.ts";
 import type { JobView, SolveRequest, StageResult } from "./contracts.ts";
+import { voteView } from "./job-view.ts";
 import { cachedJobId, type JobKind } from "./names.ts";
 
 /**
  * The finished view of an answer from the cache. Its id names the entry, so it can be asked for again for as long as the entry lives;
- * then, without the request, priority and metadata are the defaults and the times those of the entry.
+ * then, without the request, priority and metadata are the defaults, the times those of the entry, and nothing is graded.
  */
 export function cachedView(
   kind: JobKind,
   cacheKey: string,
   { result, solved, storedAt }: CacheEntry,
-  { request, at }: { request?: Pick<SolveRequest, "priority" | "metadata">; at?: number } = {},
+  { request, at }: { request?: Pick<SolveRequest, "priority" | "metadata" | "expected">; at?: number } = {},
 ): JobView {
   const jobId = cachedJobId(kind, cacheKey);
   const time = at ?? storedAt;
@@ -44,6 +46,8 @@ export function cachedView(
       coalesced: false,
       // Nothing was computed for this request.
       usage: { promptTokens: 0, completionTokens: 0 },
+      ...voteView(student),
+      grade: gradeOf(request?.expected, student?.answer ?? null),
     },
     error: null,
     metadata: request?.metadata ?? {},

@@ -1,5 +1,6 @@
 import type { Redis } from "./connection.ts";
-import { ENDING_PRIORITY, isExplainId, keys, roleOfJobId, studentStageId } from "./names.ts";
+import { stageJobs } from "./job-stages.ts";
+import { ENDING_PRIORITY, keys, sampleId } from "./names.ts";
 import type { Queues } from "./open-queues.ts";
 
 /**
@@ -23,14 +24,23 @@ export async function requestCancel(queues: Queues, jobId: string, now = Date.no
  * stage is left as it is; one that waits for its retry gets there when it is due.
  */
 export async function moveToEnding(queues: Queues, jobId: string): Promise<void> {
-  const stages = isExplainId(jobId)
-    ? [queues.student.getJob(studentStageId(jobId)), queues.talker.getJob(jobId)]
-    : [queues[roleOfJobId(jobId) ?? "student"].getJob(jobId)];
-  for (const job of await Promise.all(stages)) {
-    if (job !== undefined && job.finishedOn === undefined) {
-      await job.changePriority({ priority: ENDING_PRIORITY });
-    }
-  }
+  const unfinished = (await stageJobs(queues, jobId)).filter((job) => job.finishedOn === undefined);
+  await Promise.all(unfinished.map((job) => job.changePriority({ priority: ENDING_PRIORITY })));
+}
+
+/**
+ * The majority of these samples' vote is settled: whether they wait or run, they end. They see that for themselves when they are picked, so
+ * nothing has to remember it.
+ */
+export async function endSamples(queues: Queues, jobId: string, samples: readonly number[]): Promise<void> {
+  await Promise.all(
+    samples.map(async (sample) => {
+      const id = sampleId(jobId, sample);
+      await queues.redis.publish(keys.cancelChannel, id);
+      const job = await queues.student.getJob(id);
+      if (job !== undefined && job.finishedOn === undefined) await job.changePriority({ priority: ENDING_PRIORITY });
+    }),
+  );
 }
 
 /** When the cancel was asked for, epoch milliseconds; null when it was not. */
@@ -39,7 +49,7 @@ export async function cancelledAt(redis: Redis, jobId: string): Promise<number |
   return value === null ? null : Number(value);
 }
 
-/** Calls back for every cancel broadcast from now on. `subscriber` is a connection of its own, closed by the caller. */
+/** Calls back for every cancel broadcast from now on, with the id of a client's job or of a sample. `subscriber` is a connection of its own, closed by the caller. */
 export async function listenForCancels(subscriber: Redis, onCancel: (jobId: string) => void): Promise<void> {
   subscriber.on("message", (channel: string, jobId: string) => {
     if (channel === keys.cancelChannel) onCancel(jobId);

@@ -1,5 +1,6 @@
 import path from "node:path";
 import { z } from "zod";
+import { type KeySeed, parseKeySeeds } from "./api-keys.ts";
 import { MathllmError } from "./errors.ts";
 import type { PriorityClass, Role } from "./names.ts";
 
@@ -15,6 +16,34 @@ const depth = (fallback: number) => z.coerce.number().int().min(1).max(10_000_00
 const flag = z
   .enum(["0", "1", "true", "false"], { error: "expected 0, 1, true or false" })
   .transform((value) => value === "1" || value === "true");
+
+const keySeeds = z.string().transform((text, context): KeySeed[] => {
+  const seeds = parseKeySeeds(text);
+  if (seeds !== undefined) return seeds;
+  context.addIssue({
+    code: "custom",
+    message:
+      "expected name:role:key with commas between, each name and key once: a name of letters, digits and . _ @ -, the role submit, read, submit+read or admin, a key of 8 to 200 visible characters without , and :",
+  });
+  return z.NEVER;
+});
+const origins = z.string().transform((text, context): string[] => {
+  const list = text.split(",").map((each) => each.trim());
+  if (list.every((each) => /^https?:\/\//.test(each) && URL.canParse(each) && new URL(each).origin === each)) return list;
+  context.addIssue({ code: "custom", message: "expected origins such as https://app.example.org with commas between, without a path" });
+  return z.NEVER;
+});
+
+const WEBHOOK_SECRET_PATTERN = /^whsec_([A-Za-z0-9+/]{32,88}={0,2})$/;
+const webhookSecrets = z.string().transform((text, context): Buffer[] => {
+  const secrets = text.split(/[ ,]+/).map((each) => Buffer.from(WEBHOOK_SECRET_PATTERN.exec(each)?.[1] ?? "", "base64"));
+  if (secrets.every(({ length }) => length >= 24 && length <= 64)) return secrets;
+  context.addIssue({
+    code: "custom",
+    message: "expected whsec_ and the base64 of 24 to 64 bytes; a second one, while it is changed, after a comma",
+  });
+  return z.NEVER;
+});
 
 /** The urls of REDIS_URL: several name nodes of a cluster. A comma may also stand in a password. */
 export function splitRedisUrls(text: string): string[] {
@@ -72,6 +101,15 @@ export const environmentShape: Record<string, z.ZodType> = {
   REDIS_SERVER_BIN: z.string().optional(),
   HOST: z.string().default("127.0.0.1"),
   PORT: port(3000),
+  API_KEYS: keySeeds.optional(),
+  API_KEY: z.string().optional(),
+  CORS_ORIGINS: origins.optional(),
+  LOG_PROBLEMS: flag.default(false),
+  WEBHOOK_SECRET: webhookSecrets.optional(),
+  WEBHOOK_ALLOW_PRIVATE: flag.default(false),
+  WEBHOOK_ATTEMPTS: z.coerce.number().int().min(1).max(20).default(8),
+  WEBHOOK_RETRY_MS: milliseconds(5000),
+  WEBHOOK_TIMEOUT_MS: milliseconds(10_000),
   DATA_DIR: z.string().default(".mathllm"),
   TELEMETRY_LOG: z.string().default("/tmp/mathllm_telemetry.jsonl"),
   LOG_LEVEL: z.enum(["fatal", "error", "warn", "info", "debug", "trace", "silent"]).default("info"),
@@ -106,6 +144,8 @@ export const environmentShape: Record<string, z.ZodType> = {
   JOB_ATTEMPTS: z.coerce.number().int().min(1).max(100).default(3),
   JOB_RETENTION_SECONDS: z.coerce.number().int().min(60).max(31_536_000).default(86_400),
   BODY_LIMIT_BYTES: z.coerce.number().int().min(1024).max(104_857_600).default(262_144),
+  FILE_LIMIT_BYTES: z.coerce.number().int().min(1024).max(1e11).default(209_715_200),
+  FILES_MAX_BYTES: z.coerce.number().int().min(1024).max(1e13).default(2_147_483_648),
   ...profileShape("STUDENT", { port: 8009, maxNumSeqs: 8 }),
   ...profileShape("TALKER", { port: 8010, maxNumSeqs: 6 }),
 };
@@ -151,6 +191,25 @@ export interface Config {
   redisServerBin?: string;
   host: string;
   port: number;
+  /** Brought into the store of API keys when the API starts. */
+  keySeeds: KeySeed[];
+  /** What the command line sends. */
+  apiKey?: string;
+  /** Web pages of other origins that may use the API. */
+  corsOrigins: string[];
+  /** Problems' texts may stand in the log. */
+  logProblems: boolean;
+  webhooks: {
+    /** The keys that deliveries are signed with; without any no request may ask for a webhook. */
+    secrets: Buffer[];
+    /** Loopback and private addresses may be called. */
+    allowPrivate: boolean;
+    attempts: number;
+    /** Before the second attempt; each further wait is `WEBHOOK_BACKOFF` times as long. */
+    retryMs: number;
+    /** For one attempt, from the look-up of the name to the answer. */
+    timeoutMs: number;
+  };
   /** Absolute. */
   dataDir: string;
   telemetryLog: string;
@@ -189,6 +248,9 @@ export interface Config {
   jobAttempts: number;
   jobRetentionSeconds: number;
   bodyLimitBytes: number;
+  /** One file of `/v1/files`, and all of them together. */
+  fileLimitBytes: number;
+  filesMaxBytes: number;
   profiles: Record<Role, ModelProfile>;
 }
 
@@ -202,7 +264,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
   if (!parsed.success) {
     const lines = parsed.error.issues.map((issue) => {
       const name = String(issue.path[0]);
-      const came = ["HF_TOKEN", "REDIS_URL", "STUDENT_API_KEY", "TALKER_API_KEY"].includes(name)
+      const came = ["API_KEY", "API_KEYS", "HF_TOKEN", "REDIS_URL", "STUDENT_API_KEY", "TALKER_API_KEY", "WEBHOOK_SECRET"].includes(name)
         ? "a value that is not shown"
         : JSON.stringify(given[name]);
       return `${name}: ${issue.message}; got ${came}`;
@@ -242,6 +304,17 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     redisServerBin: e.REDIS_SERVER_BIN,
     host: e.HOST,
     port: e.PORT,
+    keySeeds: e.API_KEYS ?? [],
+    apiKey: e.API_KEY,
+    corsOrigins: e.CORS_ORIGINS ?? [],
+    logProblems: e.LOG_PROBLEMS,
+    webhooks: {
+      secrets: e.WEBHOOK_SECRET ?? [],
+      allowPrivate: e.WEBHOOK_ALLOW_PRIVATE,
+      attempts: e.WEBHOOK_ATTEMPTS,
+      retryMs: e.WEBHOOK_RETRY_MS,
+      timeoutMs: e.WEBHOOK_TIMEOUT_MS,
+    },
     dataDir: path.resolve(e.DATA_DIR),
     telemetryLog: e.TELEMETRY_LOG,
     logLevel: e.LOG_LEVEL,
@@ -269,6 +342,8 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     jobAttempts: e.JOB_ATTEMPTS,
     jobRetentionSeconds: e.JOB_RETENTION_SECONDS,
     bodyLimitBytes: e.BODY_LIMIT_BYTES,
+    fileLimitBytes: e.FILE_LIMIT_BYTES,
+    filesMaxBytes: e.FILES_MAX_BYTES,
     profiles: { student: profile("student", "STUDENT"), talker: profile("talker", "TALKER") },
   };
 }

@@ -5,6 +5,8 @@ import { PRIORITY_CLASSES, ROLES } from "./names.ts";
 
 /** The longest problem that is accepted at all, in characters; the model's own context may be shorter (`problem-too-long`). */
 export const MAX_PROBLEM_CHARS = 32_000;
+export const MAX_SAMPLES = 32;
+const MAX_EXPECTED_CHARS = 2_000;
 
 export const samplingSchema = z.strictObject({
   temperature: z.number().min(0).max(2).default(0),
@@ -17,6 +19,14 @@ export const samplingSchema = z.strictObject({
 });
 export type Sampling = z.infer<typeof samplingSchema>;
 
+/** Zod drops a key of this name without a word. */
+const withoutProto = (value: unknown, context: z.RefinementCtx): unknown => {
+  if (value !== null && typeof value === "object" && Object.hasOwn(value, "__proto__")) {
+    context.addIssue({ code: "custom", message: "expected no entry named __proto__" });
+  }
+  return value;
+};
+
 export const solveRequestSchema = z
   .strictObject({
     problem: z
@@ -27,23 +37,54 @@ export const solveRequestSchema = z
     model: z.enum(ROLES).default("student"),
     priority: z.enum(PRIORITY_CLASSES).default("normal"),
     sampling: samplingSchema.default({ temperature: 0 }),
+    /** So many solutions are drawn, and the answer is what most of them say. */
+    samples: z.number().int().min(1).max(MAX_SAMPLES).default(1),
+    /** The right answer: the result then says whether its own is equal. */
+    expected: z
+      .string()
+      .max(MAX_EXPECTED_CHARS)
+      .refine((text) => text.trim() !== "", "expected an answer that is not blank")
+      .optional(),
     /** `auto`: an answer at temperature 0 may come from the cache and is kept there; `on`: any; `off`: none; `refresh`: computed anew, then kept. */
     cache: z.enum(["auto", "on", "off", "refresh"]).default("auto"),
     /** From acceptance to the end, queueing included. */
     timeoutMs: z.number().int().min(1).max(86_400_000).optional(),
+    /** When the job has ended its view is posted there, signed. */
+    webhook: z.strictObject({ url: z.string().max(2000) }).optional(),
     metadata: z
-      .record(z.string().max(64), z.string().max(512))
-      .refine((value) => Object.keys(value).length <= 16, "expected at most 16 entries")
+      .preprocess(
+        withoutProto,
+        z.record(z.string().max(64), z.string().max(512)).refine((value) => Object.keys(value).length <= 16, "expected at most 16 entries"),
+      )
       .optional(),
   })
   .refine((value) => !(value.explain && value.model === "talker"), {
     path: ["explain"],
     message: "expected model student: explain lets the Talker explain what the Student solved",
+  })
+  .refine((value) => value.samples === 1 || value.model === "student", {
+    path: ["samples"],
+    message: "expected model student: a Talker's text has no answer to vote on",
+  })
+  .refine((value) => value.samples === 1 || value.sampling.temperature > 0, {
+    path: ["samples"],
+    message: "expected 1, or sampling.temperature above 0: at 0 all samples are the same",
+  })
+  .refine((value) => value.expected === undefined || value.model === "student", {
+    path: ["expected"],
+    message: "expected model student: a Talker's text has no answer to judge",
   });
 export type SolveRequest = z.infer<typeof solveRequestSchema>;
 
+/** A conversation that goes to the model as it is, instead of a problem in the model's own prompt. */
+export const chatMessageSchema = z.object({ role: z.enum(["system", "user", "assistant"]), content: z.string() });
+export type ChatMessage = z.infer<typeof chatMessageSchema>;
+
+/** A request as it is handed in: with `messages`, `problem` is empty. */
+export type JobRequest = SolveRequest & { messages?: ChatMessage[] };
+
 /** Raised when the form changes; a worker reads every version up to its own. */
-export const JOB_DATA_VERSION = 1;
+export const JOB_DATA_VERSION = 2;
 
 /** What stands in Redis for one stage. Unknown fields are dropped: a newer API may have written them. */
 export const jobDataSchema = z.object({
@@ -51,7 +92,16 @@ export const jobDataSchema = z.object({
   /** `solve`: the Student. `talk`: a text straight to the Talker. `explain`: the Talker, on the solution of its Student child. */
   kind: z.enum(["solve", "talk", "explain"]),
   problem: z.string(),
+  messages: z.array(chatMessageSchema).optional(),
   sampling: samplingSchema,
+  /** Above 1 the Student's stage is a vote: the parent job of so many samples. */
+  samples: z.number().optional(),
+  /** This job is one sample of a vote: its place in the order in which they are drawn, from 0. */
+  sample: z.number().optional(),
+  /** What the requester takes to be right. */
+  expected: z.string().optional(),
+  /** Digest of the Idempotency-Key, whose record lives as long as the job. */
+  idempotencyDigest: z.string().optional(),
   priority: z.enum(PRIORITY_CLASSES),
   cache: z.enum(["auto", "on", "off", "refresh"]).optional(),
   /** Identical requests meanwhile follow this job. */
@@ -59,6 +109,8 @@ export const jobDataSchema = z.object({
   /** The Student's stage came from the cache: this job needs the Talker only. */
   solved: z.lazy(() => stageResultSchema).optional(),
   acceptedAt: z.number(),
+  /** The API key that handed it in. */
+  owner: z.string().optional(),
   deadlineAt: z.number().optional(),
   /** How long the job was expected to wait when it was accepted, milliseconds; absent when nothing had been measured. */
   estimatedWaitMs: z.number().optional(),
@@ -72,6 +124,29 @@ export const ALONE_AFTER_CRASHES = 2;
 export const usageSchema = z.object({ promptTokens: z.number(), completionTokens: z.number() });
 export type Usage = z.infer<typeof usageSchema>;
 
+/** What decides an answer beside the request: any change of it makes another cache key, so an old answer is never served. */
+export const publishedModelSchema = z.object({
+  modelId: z.string(),
+  /** SHA-256 of the weight file, or what the engine has in its place. */
+  digest: z.string(),
+  /** Digest of every prompt's wording. */
+  promptVersion: z.string(),
+  /** The most tokens of an answer. */
+  maxTokens: z.number(),
+});
+export type PublishedModel = z.infer<typeof publishedModelSchema>;
+
+/** How the samples of a request voted. */
+export const voteSchema = z.object({
+  /** Share of the finished samples that gave the answer, 0 to 1; 0 when none gave any. */
+  agreement: z.number(),
+  /** Answers that are equal count as one; the most frequent first, and of equally frequent ones the one that was drawn first. */
+  votes: z.array(z.object({ answer: z.string(), count: z.number() })),
+  /** `cancelled`: not run, or not to the end, since the majority was settled. The rest, if any, failed. */
+  samples: z.object({ asked: z.number(), finished: z.number(), cancelled: z.number() }),
+});
+export type Vote = z.infer<typeof voteSchema>;
+
 /** What a stage leaves in BullMQ's `returnvalue`. */
 export const stageResultSchema = z.object({
   role: z.enum(ROLES),
@@ -83,6 +158,10 @@ export const stageResultSchema = z.object({
   usage: usageSchema,
   modelId: z.string(),
   firstTokenAt: z.number().nullable(),
+  /** Of a vote, whose own time on a worker is none: when its first sample was picked, and the most attempts that one took. */
+  vote: voteSchema.extend({ pickedAt: z.number().nullable(), attempts: z.number() }).optional(),
+  /** Of a sample that may be cached: what drew it. */
+  drawnBy: publishedModelSchema.optional(),
 });
 export type StageResult = z.infer<typeof stageResultSchema>;
 
@@ -92,6 +171,9 @@ export const stageProgressSchema = z.object({ firstTokenAt: z.number().nullable(
 export const JOB_STATUSES = ["waiting", "delayed", "active", "completed", "failed", "cancelled"] as const;
 export type JobStatus = (typeof JOB_STATUSES)[number];
 export const TERMINAL_STATUSES: readonly JobStatus[] = ["completed", "failed", "cancelled"];
+
+/** Whether the answer is the one the requester expected; `undecided` is never counted as right. */
+export const gradeSchema = z.object({ verdict: z.enum(["equal", "different", "undecided"]), reason: z.string() });
 
 const jobErrorSchema = z.object({ code: z.string(), title: z.string(), detail: z.string() });
 export type JobError = z.infer<typeof jobErrorSchema>;
@@ -138,7 +220,14 @@ export const jobViewSchema = z.object({
       cached: z.boolean(),
       /** It was computed for an identical request that was in flight. */
       coalesced: z.boolean(),
+      /** All samples together. */
       usage: usageSchema,
+      /** These three are null without `samples`. */
+      agreement: voteSchema.shape.agreement.nullable(),
+      votes: voteSchema.shape.votes.nullable(),
+      samples: voteSchema.shape.samples.nullable(),
+      /** Null without `expected`. */
+      grade: gradeSchema.nullable(),
     })
     .nullable(),
   error: jobErrorSchema.nullable(),
@@ -156,6 +245,18 @@ export const acceptedSchema = z.object({
   links: z.object({ self: z.string() }),
 });
 export type Accepted = z.infer<typeof acceptedSchema>;
+
+/** What became of a job's webhook. */
+export const webhookViewSchema = z.object({
+  jobId: z.string(),
+  url: z.string(),
+  /** `waiting`: the job has not ended; `delivering`: it is tried, or will be again; `failed`: it was tried as often as it is. */
+  status: z.enum(["waiting", "delivering", "delivered", "failed"]),
+  /** The latest 20, oldest first. `status` is that of the answer; null when there was none. */
+  attempts: z.array(z.object({ at: z.number(), durationMs: z.number(), status: z.number().nullable(), error: z.string().nullable() })),
+  nextAttemptAt: z.number().nullable(),
+});
+export type WebhookView = z.infer<typeof webhookViewSchema>;
 
 export const SERVER_STATES = ["stopped", "starting", "warming", "ready", "draining", "stopping", "failed"] as const;
 export type ServerState = (typeof SERVER_STATES)[number];

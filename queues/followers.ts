@@ -1,28 +1,64 @@
+import type { Job } from "bullmq";
+import { gradeOf } from "../maths/grading.ts";
 import { cancelledAt } from "./cancellation.ts";
 import type { Config } from "./config.ts";
-import type { JobData, JobView } from "./contracts.ts";
+import type { JobData, JobView, StageResult } from "./contracts.ts";
 import { ERRORS } from "./errors.ts";
+import { stageJobs } from "./job-stages.ts";
 import { deadlineDetail } from "./job-view.ts";
-import { CLASS_PRIORITY, isExplainId, keys, type PriorityClass, roleOfJobId, studentStageId } from "./names.ts";
+import { CLASS_PRIORITY, keys } from "./names.ts";
 import type { Queues } from "./open-queues.ts";
-import { type Follower, follow, moveFollowersOn } from "./single-flight.ts";
+import { endFlight, endFollowers, type Follower, follow, moveFollowersOn, TAKE_OFF_MS, unfollow } from "./single-flight.ts";
 import { storeJob } from "./store-job.ts";
 
-/** Makes `jobId` follow the leader's job, which is brought forward if this request is more urgent. */
-export async function followLeader(queues: Queues, config: Config, jobId: string, follower: Follower): Promise<void> {
+/**
+ * Makes `jobId` follow the job that leads since `since`, which is brought forward if this request is more urgent. False: that job has ended,
+ * or never took off, and its flight is over; nobody follows it.
+ */
+export async function followLeader(
+  queues: Queues,
+  config: Config,
+  jobId: string,
+  follower: Follower,
+  since: number,
+  now = Date.now(),
+): Promise<boolean> {
   const { data, leaderId } = follower;
   if (data.deadlineAt !== undefined) await queues.redis.zadd(keys.deadlines, data.deadlineAt, jobId);
-  await follow(queues.redis, jobId, follower, config.jobRetentionSeconds);
-  await bringForward(queues, leaderId, data.priority);
+  // The record first, the look after it: a leader that ends from now on finds its follower.
+  await follow(queues.redis, jobId, follower);
+  const stages = await stageJobs(queues, leaderId);
+  const leader = stages.find(({ id }) => id === leaderId);
+  if (leader === undefined ? now - since <= TAKE_OFF_MS : leader.finishedOn === undefined) {
+    for (const job of stages) {
+      const waits = job.finishedOn === undefined && job.processedOn === undefined;
+      if (waits && job.priority > CLASS_PRIORITY[data.priority]) await job.changePriority({ priority: CLASS_PRIORITY[data.priority] });
+    }
+    return true;
+  }
+  await unfollow(queues.redis, jobId, leaderId);
+  if (leader !== undefined) await landJob(queues, config, leader);
+  else {
+    await endFlight(queues.redis, data.flightKey!, leaderId);
+    await moveOn(queues, config, leaderId);
+  }
+  return false;
 }
 
-async function bringForward(queues: Queues, leaderId: string, name: PriorityClass): Promise<void> {
-  const stages = isExplainId(leaderId)
-    ? [queues.student.getJob(studentStageId(leaderId)), queues.talker.getJob(leaderId)]
-    : [queues[roleOfJobId(leaderId) ?? "student"].getJob(leaderId)];
-  for (const job of await Promise.all(stages)) {
-    const waits = job !== undefined && job.finishedOn === undefined && job.processedOn === undefined;
-    if (waits && job.priority > CLASS_PRIORITY[name]) await job.changePriority({ priority: CLASS_PRIORITY[name] });
+/**
+ * A client's job has ended: the next identical request leads a flight of its own, followers that got no answer go on, and what is kept
+ * beside the job expires with it. Done again it changes nothing.
+ */
+export async function landJob(queues: Queues, config: Config, job: Job<JobData, StageResult>): Promise<void> {
+  const { data, failedReason } = job;
+  const jobId = job.id!;
+  if (data.flightKey !== undefined) {
+    await endFlight(queues.redis, data.flightKey, jobId);
+    if (failedReason && (await endedForItself(queues, jobId, data))) await moveOn(queues, config, jobId);
+    else await endFollowers(queues.redis, jobId, config.jobRetentionSeconds);
+  }
+  if (data.idempotencyDigest !== undefined) {
+    await queues.redis.expire(keys.idempotency(data.idempotencyDigest), config.jobRetentionSeconds);
   }
 }
 
@@ -32,7 +68,7 @@ export async function moveOn(queues: Queues, config: Config, leaderId: string, a
 }
 
 /** Whether a job that failed did so for its own requester's sake: then its followers still want their answer. */
-export async function endedForItself(
+async function endedForItself(
   queues: Queues,
   jobId: string,
   { deadlineAt }: Pick<JobData, "deadlineAt">,
@@ -84,5 +120,6 @@ export function followerView(
   if (data.deadlineAt !== undefined && data.deadlineAt <= now && data.deadlineAt < endedAt) {
     return ended("failed", "deadline-exceeded", deadlineDetail(data, null), data.deadlineAt);
   }
-  return view.result === null ? view : { ...view, result: { ...view.result, coalesced: true } };
+  if (view.result === null) return view;
+  return { ...view, result: { ...view.result, coalesced: true, grade: gradeOf(data.expected, view.result.answer) } };
 }

@@ -25,6 +25,11 @@ export async function latestGpuEvents(redis: Redis, count: number): Promise<GpuE
   return (await redis.xrevrange(keys.gpuEvents, "+", "-", "COUNT", count)).reverse().map(toEvent);
 }
 
+/** What is kept since `sinceMs` (epoch milliseconds), oldest first. */
+export async function gpuEventsSince(redis: Redis, sinceMs: number): Promise<GpuEvent[]> {
+  return (await redis.xrange(keys.gpuEvents, sinceMs, "+")).map(toEvent);
+}
+
 /** The events after `afterId`; waits for one for up to `blockMs`. `blocking` is a connection of its own. */
 export async function nextGpuEvents(blocking: Redis, afterId: string, blockMs: number): Promise<GpuEvent[]> {
   const streams = await blocking.xread("COUNT", BATCH, "BLOCK", blockMs, "STREAMS", keys.gpuEvents, afterId);

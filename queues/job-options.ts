@@ -1,5 +1,5 @@
 import type { JobsOptions } from "bullmq";
-import { CLASS_PRIORITY, type PriorityClass } from "./names.ts";
+import { CLASS_PRIORITY, ENDING_PRIORITY, type PriorityClass } from "./names.ts";
 
 const RETRY_BASE_MS = 500;
 
@@ -12,17 +12,21 @@ export function jobOptions(options: {
   priority: PriorityClass;
   attempts: number;
   retentionSeconds: number;
-  isChild?: boolean;
+  /** A child whose failure is its parent's, or one that may fail (a sample). */
+  child?: "needed" | "optional";
+  /** Ready, it only has to be ended. */
+  isVote?: boolean;
 }): JobsOptions {
   const kept = { age: options.retentionSeconds };
   return {
     jobId: options.jobId,
-    priority: CLASS_PRIORITY[options.priority],
+    priority: options.isVote === true ? ENDING_PRIORITY : CLASS_PRIORITY[options.priority],
     attempts: options.attempts,
     backoff: { type: "exponential", delay: RETRY_BASE_MS, jitter: 0.5 },
     removeOnComplete: kept,
     removeOnFail: kept,
     stackTraceLimit: 1,
-    ...(options.isChild === true ? { failParentOnFailure: true } : {}),
+    ...(options.child === "needed" ? { failParentOnFailure: true } : {}),
+    ...(options.child === "optional" ? { ignoreDependencyOnFailure: true } : {}),
   };
 }

@@ -1,17 +1,21 @@
 import type { Job, JobState } from "bullmq";
+import { gradeOf } from "../maths/grading.ts";
 import type { QueueBacklog } from "./backlog.ts";
 import { cancelledAt } from "./cancellation.ts";
-import type { JobData, JobError, JobStatus, JobView, StageResult, WorkerStatus } from "./contracts.ts";
+import type { JobData, JobError, JobStatus, JobView, StageResult, Vote, WorkerStatus } from "./contracts.ts";
 import { jobDataSchema, stageProgressSchema } from "./contracts.ts";
 import { ERRORS, type ErrorCode, parseFailedReason } from "./errors.ts";
 import { expectedWaitMs } from "./expected-wait.ts";
-import { isExplainId, type Role, roleOfJobId, studentStageId } from "./names.ts";
-import type { MathsQueue, Queues } from "./open-queues.ts";
+import { isVote } from "./job-stages.ts";
+import { clientJobId, isExplainId, type Role, roleOfJobId, sampleId, studentStageId } from "./names.ts";
+import type { Queues } from "./open-queues.ts";
 import { liveWorkers } from "./worker-status.ts";
 
 /** One stage as it stands in BullMQ. */
 export interface StageSnapshot {
   role: Role;
+  /** The BullMQ job whose turn it is to be picked: the stage's own, or a sample of a vote. */
+  id: string;
   state: JobState | "unknown";
   attempts: number;
   pickedAt: number | null;
@@ -40,17 +44,15 @@ export interface JobSnapshot {
 export async function loadJobView(queues: Queues, jobId: string, now = Date.now()): Promise<JobView | undefined> {
   const role = roleOfJobId(jobId);
   if (role === undefined) return undefined;
-  const [loaded, cancelled, workers] = await Promise.all([
-    loadStage(queues[role], jobId, role),
-    cancelledAt(queues.redis, jobId),
-    liveWorkers(queues.redis, now),
-  ]);
+  // The cancel first: what is seen to wait after it can only end as cancelled.
+  const cancelled = await cancelledAt(queues.redis, jobId);
+  const [loaded, workers] = await Promise.all([loadStage(queues, jobId, role, cancelled), liveWorkers(queues.redis, now)]);
   if (loaded === undefined) return undefined;
   const [own, job] = loaded;
-  const child = isExplainId(jobId) ? await loadStudentStage(queues, job) : undefined;
+  const child = isExplainId(jobId) ? await loadStudentStage(queues, job, cancelled) : undefined;
   const stages = child === undefined ? [own] : [child, own];
   const waiting = stages.find((stage) => stage.state === "waiting" || stage.state === "prioritized");
-  const position = waiting && (await positionOf(queues, waiting.role, waiting.role === role ? jobId : studentStageId(jobId)));
+  const position = waiting && (await positionOf(queues, waiting.role, waiting.id));
   const data = jobDataSchema.parse(job.data);
   const backlog = waiting === undefined ? null : await queues.readBacklog(now);
   const estimatedStartMs =
@@ -68,13 +70,25 @@ export async function loadJobView(queues: Queues, jobId: string, now = Date.now(
   });
 }
 
-/** The state first, then the job: an older state beside a newer job is harmless, a final state beside an unfinished job is not. */
-async function loadStage(queue: MathsQueue, id: string, role: Role): Promise<[StageSnapshot, Job<JobData, StageResult>] | undefined> {
-  const state = await queue.getJobState(id);
-  const job = await queue.getJob(id);
+/**
+ * The state first, then the job: an older state beside a newer job is harmless, a final state beside an unfinished job is not. One that was
+ * picked after its cancel or deadline, only to be ended, still counts as waiting.
+ */
+async function loadStage(
+  queues: Queues,
+  id: string,
+  role: Role,
+  cancelled: number | null,
+): Promise<[StageSnapshot, Job<JobData, StageResult>] | undefined> {
+  const seen = await queues[role].getJobState(id);
+  const job = await queues[role].getJob(id);
   if (job === undefined) return undefined;
+  const never = Number.POSITIVE_INFINITY;
+  const isOnlyEnded = (job.processedOn ?? 0) > Math.min(cancelled ?? never, job.data.deadlineAt ?? never);
+  const state = seen === "active" && isOnlyEnded ? "waiting" : seen;
   const snapshot: StageSnapshot = {
     role,
+    id,
     state,
     attempts: job.attemptsStarted,
     pickedAt: job.processedOn ?? null,
@@ -83,21 +97,53 @@ async function loadStage(queue: MathsQueue, id: string, role: Role): Promise<[St
     failedReason: job.failedReason || null,
     result: job.returnvalue ?? null,
   };
-  return [snapshot, job];
+  return [isVote(job) ? await loadVote(queues, snapshot, job.data, cancelled) : snapshot, job];
+}
+
+/** A vote begins with its first sample, and waits, while none runs, where the first waiting sample does. */
+async function loadVote(queues: Queues, vote: StageSnapshot, { samples = 0 }: JobData, cancelled: number | null): Promise<StageSnapshot> {
+  const counted = vote.result?.vote;
+  if (counted !== undefined) return { ...vote, attempts: counted.attempts, pickedAt: counted.pickedAt };
+  const jobId = clientJobId(vote.id);
+  const loaded = await Promise.all(Array.from({ length: samples }, (_, i) => loadStage(queues, sampleId(jobId, i), "student", cancelled)));
+  const drawn = loaded.filter((sample) => sample !== undefined).map(([sample]) => sample);
+  const of = (...states: StageSnapshot["state"][]) => drawn.find(({ state }) => states.includes(state));
+  const next = of("active") ?? of("waiting", "prioritized") ?? of("delayed");
+  return {
+    ...vote,
+    ...(vote.finishedAt !== null || next === undefined ? {} : { id: next.id, state: next.state }),
+    attempts: Math.max(0, ...drawn.map(({ attempts }) => attempts)),
+    pickedAt: earliest(drawn.map(({ pickedAt }) => pickedAt)),
+    firstTokenAt: earliest(drawn.map(({ firstTokenAt }) => firstTokenAt)),
+  };
+}
+
+function earliest(times: (number | null)[]): number | null {
+  const known = times.filter((time) => time !== null);
+  return known.length === 0 ? null : Math.min(...known);
 }
 
 /** The child job, or what the parent remembers of it once the child itself has expired. */
-async function loadStudentStage(queues: Queues, parent: Job<JobData, StageResult>): Promise<StageSnapshot> {
+async function loadStudentStage(queues: Queues, parent: Job<JobData, StageResult>, cancelled: number | null): Promise<StageSnapshot> {
   const { solved } = parent.data;
   if (solved !== undefined) {
     // From the cache: nothing was computed for this job.
-    const none = { role: "student", state: "completed", attempts: 0, pickedAt: null, firstTokenAt: null, failedReason: null } as const;
+    const none = {
+      role: "student",
+      id: parent.id!,
+      state: "completed",
+      attempts: 0,
+      pickedAt: null,
+      firstTokenAt: null,
+      failedReason: null,
+    } as const;
     return { ...none, finishedAt: parent.data.acceptedAt, result: { ...solved, usage: { promptTokens: 0, completionTokens: 0 } } };
   }
-  const child = await loadStage(queues.student, studentStageId(parent.id!), "student");
+  const id = studentStageId(parent.id!);
+  const child = await loadStage(queues, id, "student", cancelled);
   if (child !== undefined) return child[0];
   const [result] = Object.values(await parent.getChildrenValues<StageResult>());
-  const gone = { role: "student", attempts: 0, pickedAt: null, firstTokenAt: result?.firstTokenAt ?? null, finishedAt: null } as const;
+  const gone = { role: "student", id, attempts: 0, pickedAt: null, firstTokenAt: result?.firstTokenAt ?? null, finishedAt: null } as const;
   return { ...gone, state: result === undefined ? "unknown" : "completed", failedReason: null, result: result ?? null };
 }
 
@@ -159,11 +205,19 @@ export function toJobView(job: JobSnapshot): JobView {
               promptTokens: results.reduce((sum, result) => sum + result.usage.promptTokens, 0),
               completionTokens: results.reduce((sum, result) => sum + result.usage.completionTokens, 0),
             },
+            ...voteView(student),
+            grade: gradeOf(data.expected, student?.answer ?? null),
           },
     error: outcome.error,
     metadata: data.metadata ?? {},
     links: { self: `/jobs/${job.jobId}` },
   };
+}
+
+/** What a view tells of the vote behind a solution; nulls without one. */
+export function voteView(student: StageResult | null): { [K in keyof Vote]: Vote[K] | null } {
+  const { agreement, votes, samples } = student?.vote ?? { agreement: null, votes: null, samples: null };
+  return { agreement, votes, samples };
 }
 
 interface Outcome {

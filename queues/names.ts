@@ -12,7 +12,7 @@ export type PriorityClass = (typeof PRIORITY_CLASSES)[number];
 
 /**
  * BullMQ priorities, lower first. A job without one would run before all others, so every job gets one.
- * `ENDING_PRIORITY` is for jobs that only have to be ended (cancelled, too late, their Student failed): no model is needed.
+ * `ENDING_PRIORITY` is for jobs that only have to be ended (cancelled, too late, their Student failed, a vote to be counted): no model is needed.
  */
 export const ENDING_PRIORITY = 1;
 /** For the next job out of turn: one whose class has waited too long, one that has to run alone. */
@@ -57,9 +57,20 @@ export function studentStageId(jobId: string): string {
   return `${jobId}-solve`;
 }
 
-/** The id a client knows, given the id of any stage. */
+/** One sample of a vote, the Student stage of the job with this id, is a child job of the vote. */
+export function sampleId(jobId: string, sample: number): string {
+  return `${jobId}-s${sample}`;
+}
+
+/** undefined: the job with this id is no sample. */
+export function sampleOfId(stageId: string): number | undefined {
+  const digits = /-s(\d+)$/.exec(stageId)?.[1];
+  return digits === undefined ? undefined : Number(digits);
+}
+
+/** The id a client knows, given the id of any stage or sample. */
 export function clientJobId(stageId: string): string {
-  return stageId.replace(/-solve$/, "");
+  return stageId.replace(/-(solve|s\d+)$/, "");
 }
 
 export const keys = {
@@ -80,5 +91,16 @@ export const keys = {
   gpuLadder: (gpuId: string) => `${KEY_PREFIX}:gpu:${gpuId}:ladder`,
   gpuControlChannel: `${KEY_PREFIX}:gpu-control`,
   gpuEvents: `${KEY_PREFIX}:gpu-events`,
+  gpuSamples: `${KEY_PREFIX}:gpu-samples`,
   loadClaim: (role: Role) => `${KEY_PREFIX}:load-claim:${role}`,
+  apiKeys: `${KEY_PREFIX}:api-keys`,
+  apiKeyNames: `${KEY_PREFIX}:api-key-names`,
+  apiKeyUses: `${KEY_PREFIX}:api-key-uses`,
+  apiKeyJobs: (name: string) => `${KEY_PREFIX}:api-key-jobs:${name}`,
+  audit: `${KEY_PREFIX}:audit`,
+  webhooks: `${KEY_PREFIX}:webhooks-asked`,
+  webhookLooks: `${KEY_PREFIX}:webhook-looks`,
+  batch: (batchId: string) => `${KEY_PREFIX}:batch:${batchId}`,
+  batches: `${KEY_PREFIX}:batches`,
+  openBatches: `${KEY_PREFIX}:open-batches`,
 };

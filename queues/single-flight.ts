@@ -12,21 +12,68 @@ import { keys } from "./names.ts";
  *      │ └──its own cancel or deadline──► ends by itself; the leader goes on
  *      └──leader cancelled or too late──► the first living follower becomes a job of its own, the others follow it
  *
- * The records say it all, so whoever sees a leader that ended without an answer (its worker, or a look at a follower) can move its
- * followers on; doing it twice changes nothing, for a job is added once under its id.
+ * The records say it all, so whoever sees a leader that ended without an answer (its worker, another request, or a look at a follower)
+ * can move its followers on; doing it twice changes nothing, for a job is added once under its id. A job may wait for as long as it takes,
+ * so a follower's record begins to expire only when its leader has ended.
  */
 const followerSchema = z.object({ leaderId: z.string(), data: jobDataSchema });
 export type Follower = z.infer<typeof followerSchema>;
 
-const RELEASE_SCRIPT = `if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0`;
+/** A leader that is not there by then never will be: who was to add it has died, or it has ended long ago. */
+export const TAKE_OFF_MS = 5000;
+/** Bounds what a death at the wrong moment leaves behind; a flight that lasts longer is only computed once more. */
+const FLIGHT_TTL_SECONDS = 30 * 86_400;
 
-/** The job that leads this flight: `jobId`, if nobody did. */
-export async function joinFlight(redis: Redis, flightKey: string, jobId: string, retentionSeconds: number): Promise<string> {
+/** The leader's id is the beginning of the value. */
+const RELEASE_SCRIPT = `
+local value = redis.call('GET', KEYS[1])
+if value and string.sub(value, 1, #ARGV[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0`;
+
+/** The job that leads this flight, and since when (epoch milliseconds): `jobId` from `now` on, if nobody did. */
+export async function joinFlight(
+  redis: Redis,
+  flightKey: string,
+  jobId: string,
+  now = Date.now(),
+): Promise<{ leaderId: string; since: number }> {
   for (;;) {
-    if ((await redis.set(keys.flight(flightKey), jobId, "EX", retentionSeconds, "NX")) === "OK") return jobId;
-    const leader = await redis.get(keys.flight(flightKey));
-    if (leader !== null) return leader;
+    if ((await redis.set(keys.flight(flightKey), `${jobId} ${now}`, "EX", FLIGHT_TTL_SECONDS, "NX")) === "OK") {
+      return { leaderId: jobId, since: now };
+    }
+    const value = await redis.get(keys.flight(flightKey));
+    if (value === null) continue;
+    const [leaderId = "", since] = value.split(" ");
+    return { leaderId, since: Number(since) };
   }
+}
+
+/** For each pair of flight and job, in order: who leads the flight, or what it says of its leader. */
+const JOIN_SCRIPT = `
+local leaders = {}
+for i = 2, #ARGV, 2 do
+  local value = redis.call('GET', ARGV[i])
+  if not value then
+    value = ARGV[i + 1]
+    redis.call('SET', ARGV[i], value, 'EX', ARGV[1])
+  end
+  table.insert(leaders, value)
+end
+return leaders`;
+
+/** The same for many at once: of those of one flight the first leads, if nobody did before. */
+export async function joinFlights(
+  redis: Redis,
+  requests: { flightKey: string; jobId: string }[],
+  now = Date.now(),
+): Promise<{ leaderId: string; since: number }[]> {
+  if (requests.length === 0) return [];
+  const args = requests.flatMap(({ flightKey, jobId }) => [keys.flight(flightKey), `${jobId} ${now}`]);
+  const values = (await redis.eval(JOIN_SCRIPT, 1, args[0]!, FLIGHT_TTL_SECONDS, ...args)) as string[];
+  return values.map((value) => {
+    const [leaderId = "", since] = value.split(" ");
+    return { leaderId, since: Number(since) };
+  });
 }
 
 /** The flight has landed, or its leader never took off: the next request leads a new one. */
@@ -34,18 +81,45 @@ export async function endFlight(redis: Redis, flightKey: string, leaderId: strin
   await redis.eval(RELEASE_SCRIPT, 1, keys.flight(flightKey), leaderId);
 }
 
-export async function follow(redis: Redis, jobId: string, follower: Follower, retentionSeconds: number): Promise<void> {
-  await redis
-    .multi()
-    .set(keys.follower(jobId), JSON.stringify(follower), "EX", retentionSeconds)
-    .sadd(keys.followers(follower.leaderId), jobId)
-    .expire(keys.followers(follower.leaderId), retentionSeconds)
-    .exec();
+export async function follow(redis: Redis, jobId: string, follower: Follower): Promise<void> {
+  await redis.multi().set(keys.follower(jobId), JSON.stringify(follower)).sadd(keys.followers(follower.leaderId), jobId).exec();
+}
+
+export async function followMany(redis: Redis, followers: { jobId: string; follower: Follower }[]): Promise<void> {
+  const pipeline = redis.pipeline();
+  for (const { jobId, follower } of followers) {
+    pipeline.set(keys.follower(jobId), JSON.stringify(follower)).sadd(keys.followers(follower.leaderId), jobId);
+  }
+  for (const [error] of (await pipeline.exec()) ?? []) if (error !== null) throw error;
+}
+
+export async function unfollow(redis: Redis, jobId: string, leaderId: string): Promise<void> {
+  await redis.multi().del(keys.follower(jobId)).srem(keys.followers(leaderId), jobId).exec();
 }
 
 export async function readFollower(redis: Redis, jobId: string): Promise<Follower | undefined> {
-  const text = await redis.get(keys.follower(jobId));
-  return text === null ? undefined : followerSchema.safeParse(JSON.parse(text)).data;
+  const [follower] = await readFollowers(redis, [jobId]);
+  return follower;
+}
+
+export async function readFollowers(redis: Redis, jobIds: string[]): Promise<(Follower | undefined)[]> {
+  const texts = jobIds.length === 0 ? [] : await redis.mget(jobIds.map((jobId) => keys.follower(jobId)));
+  return texts.map((text) => (text === null ? undefined : followerSchema.safeParse(JSON.parse(text)).data));
+}
+
+async function endFollower(redis: Redis, jobId: string, { idempotencyDigest }: JobData, retentionSeconds: number): Promise<void> {
+  const pipeline = redis.multi().expire(keys.follower(jobId), retentionSeconds);
+  if (idempotencyDigest !== undefined) pipeline.expire(keys.idempotency(idempotencyDigest), retentionSeconds);
+  await pipeline.exec();
+}
+
+/** The leader has ended as its followers do. */
+export async function endFollowers(redis: Redis, leaderId: string, retentionSeconds: number): Promise<void> {
+  for (const jobId of await redis.smembers(keys.followers(leaderId))) {
+    const follower = await readFollower(redis, jobId);
+    if (follower?.leaderId === leaderId) await endFollower(redis, jobId, follower.data, retentionSeconds);
+  }
+  await redis.del(keys.followers(leaderId));
 }
 
 /**
@@ -66,12 +140,13 @@ export async function moveFollowersOn(
     const follower = await readFollower(redis, jobId);
     if (follower === undefined || follower.leaderId !== leaderId) continue;
     const { data } = follower;
-    if ((data.deadlineAt ?? Number.POSITIVE_INFINITY) <= now || (await cancelledAt(redis, jobId)) !== null) continue;
-    if (newLeader === null) {
+    if ((data.deadlineAt ?? Number.POSITIVE_INFINITY) <= now || (await cancelledAt(redis, jobId)) !== null) {
+      await endFollower(redis, jobId, data, retentionSeconds);
+    } else if (newLeader === null) {
       await add(jobId, data);
       newLeader = jobId;
       await redis.del(keys.follower(jobId));
-    } else await follow(redis, jobId, { leaderId: newLeader, data }, retentionSeconds);
+    } else await follow(redis, jobId, { leaderId: newLeader, data });
   }
   // Only these: one that joined meanwhile is moved on by its own look.
   if (ids.length > 0) await redis.srem(keys.followers(leaderId), ...ids);

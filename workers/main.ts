@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "pino";
-import { AnswerCache } from "../queues/answer-cache.ts";
+import { AnswerCache, type CacheOutcome } from "../queues/answer-cache.ts";
 import { listenForCancels, moveToEnding } from "../queues/cancellation.ts";
 import type { Config } from "../queues/config.ts";
 import { answers, openRedis, type Redis, redisErrorLog, waitForRedis } from "../queues/connection.ts";
@@ -9,6 +9,7 @@ import type { WorkerStatus } from "../queues/contracts.ts";
 import { MathllmError } from "../queues/errors.ts";
 import { commandDone, type GpuControl, readGpuControl } from "../queues/gpu-control.ts";
 import { addGpuEvent, type GpuEventKind } from "../queues/gpu-events.ts";
+import { addGpuSample } from "../queues/gpu-samples.ts";
 import { CLASS_PRIORITY, keys, NEXT_PRIORITY, type PriorityClass, ROLES, type Role } from "../queues/names.ts";
 import { openQueues } from "../queues/open-queues.ts";
 import { liveWorkers, pruneStatuses, publishStatus, removeStatus } from "../queues/worker-status.ts";
@@ -20,6 +21,7 @@ import { IdleLevel, readVram, VramWatermark } from "./gpu/gpu-memory.ts";
 import { GpuMonitor } from "./gpu/gpu-monitor.ts";
 import { Guardrails } from "./gpu/guardrails.ts";
 import type { HostLock } from "./gpu/host-lock.ts";
+import { JobTally } from "./gpu/job-tally.ts";
 import { type Lane, laneOf, rolesOfLanes } from "./gpu/lanes.ts";
 import { Lease } from "./gpu/lease.ts";
 import { ModelSlot } from "./gpu/model-slot.ts";
@@ -153,6 +155,8 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
   });
   const beat = () => publishStatus(redis, report.status()).catch(onError);
 
+  const cache = new AnswerCache(redis, { ttlSeconds: config.cacheTtlSeconds, maxBytes: config.cacheMaxBytes }, onError);
+  let cacheCounts: Record<CacheOutcome, number> | null = null;
   const workers = createStageWorkers({
     workerId,
     config,
@@ -160,13 +164,20 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     queues,
     telemetry,
     slotOf: (role) => laneOf(lanes, role).slot,
-    cache: new AnswerCache(redis, { ttlSeconds: config.cacheTtlSeconds, maxBytes: config.cacheMaxBytes }, onError),
+    cache,
     unavailable: (role) => guardrails.status(role, Date.now()).error,
     onDone: (role) => guardrails.jobDone(role),
     onPoison: (role, jobId, reason) => tell("guardrail", { action: "job-set-aside", role, jobId, reason }),
     onError,
     log,
   });
+  const tally = new JobTally();
+  for (const role of ROLES) {
+    workers[role].on("completed", () => tally.completed(role));
+    workers[role].on("failed", (job, error) => {
+      if (job?.finishedOn !== undefined) tally.failed(role, error.message);
+    });
+  }
 
   const bringForward = async (role: Role, name: PriorityClass) => {
     const key = queues[role].toKey("prioritized");
@@ -213,7 +224,10 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
         const profile = guardrails.profile(role);
         await readIntoPageCache(await createEngine(profile).weightFiles(profile), signal);
       },
-      onPick: (role, job) => report.picked(role, job, Date.now()),
+      onPick: (role, job) => {
+        report.picked(role, job, Date.now());
+        tally.picked(role, job, Date.now());
+      },
       onDecision: (decision) => {
         report.decided(decision, Date.now());
         tell("decision", decision);
@@ -238,12 +252,26 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
       watermark.see(monitor.vram);
       await beat();
       peers = peersOf(gpuId, await liveWorkers(redis));
+      cacheCounts = await cache.counts();
       await refresh();
     } catch (error) {
       onError(error as Error);
     }
   }, HEARTBEAT_MS);
-  const sampler = new TelemetrySampler(telemetry, () => ({
+  /** Telemetry keeps it, `/gpu/events` shows it. */
+  const keepSample = async (kind: TelemetryKind, record: object) => {
+    telemetry.write(kind, record);
+    if (redis.status !== "ready" || report.standbyReason !== null) return;
+    const now = Date.now();
+    const { residentModel, coresidentModel, server, loadingModel } = report.status(now);
+    // The dispatchers don't look while they load a model.
+    const backlog = await queues.readBacklog(now);
+    const depths = Object.fromEntries(ROLES.map((role) => [role, backlog[role].depth]));
+    const serverModel = residentModel ?? loadingModel;
+    const state = { residentModel, coresidentModel, serverModel, serverState: server.state };
+    await addGpuSample(redis, { ...record, ...tally.take(), ...state, depths, ts: now, gpuId });
+  };
+  const sampler = new TelemetrySampler({ write: (kind, record) => void keepSample(kind, record).catch(onError) }, () => ({
     residentModel: lanes[0]!.slot.resident?.role ?? null,
     engine: lanes[0]!.slot.resident?.engine ?? null,
     depths: Object.fromEntries(ROLES.map((role) => [role, laneOf(lanes, role).dispatcher?.backlog?.[role].depth ?? null])),
@@ -251,6 +279,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     rssBytes: residentMemoryBytes(process.pid),
     modelServerRssBytes: lanes[0]!.slot.server.pid === null ? null : residentMemoryBytes(lanes[0]!.slot.server.pid),
     modelServerVramBytes: monitor.modelServerVramBytes,
+    cache: cacheCounts,
     gpu: monitor.latest,
   }));
   await pruneStatuses(redis);

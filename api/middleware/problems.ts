@@ -39,7 +39,7 @@ function sendProblem(response: Response, error: MathllmError): void {
 }
 
 /** The errors of Express's body parser carry a `type`; those of a lost Redis connection are known by name and code. */
-function knownError(error: unknown, redis: Redis): MathllmError {
+export function knownError(error: unknown, redis: Redis): MathllmError {
   if (error instanceof MathllmError) return error;
   const { type, message, limit, name, code } = error as Error & { type?: string; limit?: number; code?: string };
   if (type === "entity.parse.failed") return new MathllmError("malformed-json", `Expected a JSON object; ${message}.`);

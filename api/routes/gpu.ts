@@ -1,20 +1,21 @@
-import { type Response, Router } from "express";
+import { type Request, type Response, Router } from "express";
 import { z } from "zod";
 import type { AnswerCache } from "../../queues/answer-cache.ts";
 import type { Config } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
 import { commandGpu, type GpuCommand } from "../../queues/gpu-control.ts";
-import type { GpuEvent } from "../../queues/gpu-events.ts";
+import { type GpuEvent, gpuEventsSince } from "../../queues/gpu-events.ts";
+import { KEPT_MINUTES, readGpuSamples } from "../../queues/gpu-samples.ts";
 import { loadGpuView } from "../../queues/gpu-view.ts";
 import { ROLES } from "../../queues/names.ts";
 import type { Queues } from "../../queues/open-queues.ts";
 import { liveWorkers } from "../../queues/worker-status.ts";
 import { type GpuEventFeed, isAfter, missedGpuEvents, newestGpuEventId } from "../gpu-event-feed.ts";
+import { GpuStateFeed } from "../gpu-state-feed.ts";
 import { jsonBody } from "../middleware/json-body.ts";
 import { onlyMethods } from "../middleware/problems.ts";
 import { parseBody } from "../parse-body.ts";
 
-const STATE_EVERY_MS = 1000;
 const HEARTBEAT_MS = 15_000;
 /** A reader that leaves so much unread is cut off; it may come back with `Last-Event-ID`. */
 const MAX_UNREAD_BYTES = 1_048_576;
@@ -24,14 +25,28 @@ const gpuIdSchema = z.string().min(1).max(100);
 const commandSchema = z.strictObject({ gpuId: gpuIdSchema.optional() });
 const swapSchema = z.strictObject({ gpuId: gpuIdSchema.optional(), model: z.enum(ROLES) });
 
-/** `GET /gpu`, `GET /gpu/events` and the operator's commands. A command without `gpuId` goes to every GPU. */
+/** `GET /gpu`, `GET /gpu/history`, `GET /gpu/events` and the operator's commands. A command without `gpuId` goes to every GPU. */
 export function gpuRoute(queues: Queues, config: Config, cache: AnswerCache, feed: GpuEventFeed): Router {
   const router = Router();
+  const load = async () => ({ ...(await loadGpuView(queues, config)), cache: await cache.stats() });
+  const states = new GpuStateFeed(queues, load);
   router.get("/", async (_request, response) => {
-    response.json({ ...(await loadGpuView(queues, config)), cache: await cache.stats() });
+    response.json(await load());
   });
   router.all("/", onlyMethods("GET"));
 
+  router.get("/history", async (request, response) => {
+    const now = Date.now();
+    const sinceMs = now - minutesOf(request) * 60_000;
+    const [samples, events] = await Promise.all([readGpuSamples(queues.redis, { sinceMs }), gpuEventsSince(queues.redis, sinceMs)]);
+    response.json({ now, samples, events: events.map(({ id, kind, data }) => ({ id, kind, ...JSON.parse(data) })) });
+  });
+  router.all("/history", onlyMethods("GET"));
+
+  // Otherwise it would be answered as a stream without a body, and never end.
+  router.head("/events", (_request, response) => {
+    response.type("text/event-stream").end();
+  });
   router.get("/events", async (request, response) => {
     const lastId = request.get("last-event-id");
     if (lastId !== undefined && !EVENT_ID.test(lastId)) {
@@ -40,11 +55,14 @@ export function gpuRoute(queues: Queues, config: Config, cache: AnswerCache, fee
         `Last-Event-ID: expected the id of an event of this stream; got ${JSON.stringify(lastId)}.`,
       );
     }
-    await streamEvents(response, lastId);
+    const { samples = "false" } = request.query;
+    if (samples !== "true" && samples !== "false")
+      throw new MathllmError("invalid-request", `samples: expected true or false; got ${JSON.stringify(samples).slice(0, 100)}.`);
+    await streamEvents(response, lastId, samples === "true");
   });
   router.all("/events", onlyMethods("GET"));
 
-  async function streamEvents(response: Response, lastId: string | undefined): Promise<void> {
+  async function streamEvents(response: Response, lastId: string | undefined, withSamples: boolean): Promise<void> {
     const newestId = await newestGpuEventId(queues.redis);
     if (response.destroyed) return;
     const pending: GpuEvent[] = [];
@@ -58,7 +76,7 @@ export function gpuRoute(queues: Queues, config: Config, cache: AnswerCache, fee
     );
     response.on("close", stopListening);
     const missed = lastId === undefined ? [] : await missedGpuEvents(queues.redis, lastId);
-    let view = JSON.stringify(await loadGpuView(queues, config));
+    let view = JSON.stringify(await load());
     // The client has left, or the API closes.
     if (response.destroyed) return;
     response.writeHead(200, { "content-type": "text/event-stream", "cache-control": "no-store", "x-accel-buffering": "no" });
@@ -78,14 +96,14 @@ export function gpuRoute(queues: Queues, config: Config, cache: AnswerCache, fee
       writeEvent(event);
     };
     for (const event of pending) send(event);
-    const stateTimer = setInterval(async () => {
-      const current = await loadGpuView(queues, config).then(JSON.stringify, () => view);
+    const stopLooking = states.listen((current, samples) => {
+      if (withSamples) for (const sample of samples) write(`event: sample\ndata: ${JSON.stringify(sample)}\n\n`);
       if (current !== view) write(`event: state\ndata: ${current}\n\n`);
       view = current;
-    }, STATE_EVERY_MS);
+    });
     const beatTimer = setInterval(() => write(": still here\n\n"), HEARTBEAT_MS);
     response.on("close", () => {
-      clearInterval(stateTimer);
+      stopLooking();
       clearInterval(beatTimer);
     });
   }
@@ -122,4 +140,14 @@ export function gpuRoute(queues: Queues, config: Config, cache: AnswerCache, fee
   }
 
   return router;
+}
+
+function minutesOf(request: Request): number {
+  const { minutes = "10" } = request.query;
+  if (typeof minutes === "string" && /^\d{1,2}$/.test(minutes) && Number(minutes) >= 1 && Number(minutes) <= KEPT_MINUTES)
+    return Number(minutes);
+  throw new MathllmError(
+    "invalid-request",
+    `minutes: expected a whole number from 1 to ${KEPT_MINUTES}; got ${JSON.stringify(minutes).slice(0, 100)}.`,
+  );
 }

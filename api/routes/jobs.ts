@@ -5,7 +5,7 @@ import { MathllmError } from "../../queues/errors.ts";
 import { keys } from "../../queues/names.ts";
 import type { Queues } from "../../queues/open-queues.ts";
 import type { JobCompletions } from "../job-completions.ts";
-import type { JobLookup } from "../job-lookup.ts";
+import { type JobLookup, unknownJob } from "../job-lookup.ts";
 import { onlyMethods } from "../middleware/problems.ts";
 
 const MAX_WAIT_SECONDS = 60;
@@ -19,8 +19,7 @@ export function jobsRoute(queues: Queues, lookup: JobLookup, completions: JobCom
   const router = Router();
   const load = async (jobId: string): Promise<JobView> => {
     const view = await lookup.view(jobId);
-    if (view === undefined)
-      throw new MathllmError("unknown-job", "No job has this id: it was never accepted here, or it ended and has expired.");
+    if (view === undefined) throw unknownJob();
     return view;
   };
 

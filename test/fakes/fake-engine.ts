@@ -11,9 +11,11 @@ export class FakeGpu {
   up = 0;
   maxUp = 0;
   served = 0;
-  /** Milliseconds of one answer; the text is what `answer` makes of the last message. */
-  serviceMs: (prompt: string) => number = () => 1;
-  answer: (prompt: string) => string = () => "It is 1.\n\\boxed{1}";
+  /** The body of the latest request. */
+  lastRequest: { messages: { role: string; content: string }[]; seed?: number; [field: string]: unknown } = { messages: [] };
+  /** Milliseconds of one answer; the text is what `answer` makes of the last message, and of the seed if there is one. */
+  serviceMs: (prompt: string, seed?: number) => number = () => 1;
+  answer: (prompt: string, seed?: number) => string = () => "It is 1.\n\\boxed{1}";
   /** What the load of a profile fails with; null: it does not. */
   loadError: (profile: ModelProfile) => Error | null = () => null;
   /** What the health check of every server says. */
@@ -120,17 +122,21 @@ export class FakeEngine implements Engine {
     });
     let body = "";
     for await (const chunk of request) body += chunk;
-    const { messages } = JSON.parse(body) as { messages: { content: string }[] };
+    this.#gpu.lastRequest = JSON.parse(body) as FakeGpu["lastRequest"];
+    const { messages, seed } = this.#gpu.lastRequest;
     const prompt = messages.at(-1)!.content;
-    setTimeout(() => {
-      if (response.destroyed) return;
-      const send = (value: unknown) => response.write(`data: ${JSON.stringify(value)}\n\n`);
-      response.writeHead(200, { "content-type": "text/event-stream" });
-      send({ choices: [{ delta: { content: this.#gpu.answer(prompt) } }] });
-      send({ choices: [{ delta: {}, finish_reason: "stop" }] });
-      send({ choices: [], usage: { prompt_tokens: 10, completion_tokens: 5 } });
-      this.#gpu.served++;
-      response.end("data: [DONE]\n\n");
-    }, this.#gpu.serviceMs(prompt));
+    setTimeout(
+      () => {
+        if (response.destroyed) return;
+        const send = (value: unknown) => response.write(`data: ${JSON.stringify(value)}\n\n`);
+        response.writeHead(200, { "content-type": "text/event-stream" });
+        send({ choices: [{ delta: { content: this.#gpu.answer(prompt, seed) } }] });
+        send({ choices: [{ delta: {}, finish_reason: "stop" }] });
+        send({ choices: [], usage: { prompt_tokens: 10, completion_tokens: 5 } });
+        this.#gpu.served++;
+        response.end("data: [DONE]\n\n");
+      },
+      this.#gpu.serviceMs(prompt, seed),
+    );
   }
 }

@@ -150,7 +150,7 @@ test("a follower whose leader never came becomes a job of its own", async () => 
   expect(await flights()).toEqual([]);
   // Someone has claimed the flight and died before its job was there.
   const key = `{mathllm}:flight:${(await system.queues.student.getJob(spy.body.jobId))!.data.flightKey}`;
-  await system.queues.redis.set(key, gone);
+  await system.queues.redis.set(key, `${gone} ${Date.now()}`);
   const { body } = await post({ problem: "orphan" });
   expect((await (await fetch(`${api.url}/jobs/${body.jobId}`)).json()) as JobView).toMatchObject({ status: "waiting" });
   await system.queues.redis.set(
@@ -226,13 +226,80 @@ test("the least recently used go when all together would be too large; the books
   expect(await cache.stats()).toMatchObject({ entries: 0, bytes: 0 });
 });
 
-test("telemetry tells of no job for a hit", async () => {
+/** Every record of this kind so far. */
+async function telemetry(kind: string): Promise<Record<string, unknown>[]> {
+  const lines = (await readFile(path.join(system.redis.dataDir, "telemetry.jsonl"), "utf8")).trim().split("\n");
+  return lines.map((line) => JSON.parse(line)).filter((record) => record.kind === kind);
+}
+
+test("telemetry tells of no job for a hit, and counts it", async () => {
   await system.startWorker();
   await warmUp();
   await solve({ problem: "p" });
   await post({ problem: "p" });
-  const lines = (await readFile(path.join(system.redis.dataDir, "telemetry.jsonl"), "utf8"))
-    .split("\n")
-    .filter((line) => line.includes('"kind":"job"'));
-  expect(lines.length).toBe(3);
+  expect((await telemetry("job")).length).toBe(3);
+  await expect.poll(async () => (await telemetry("sample")).at(-1)?.cache, { timeout: 5000 }).toEqual({ hit: 1, miss: 1, coalesced: 0 });
+});
+
+test("a cacheable request is a miss, too, while no model is published; one that asks for nothing of the cache is none", async () => {
+  await post({ problem: "p" });
+  await post({ problem: "p", explain: true });
+  for (const cache of ["off", "refresh"]) await post({ problem: "p", cache });
+  await post({ problem: "p", sampling: { temperature: 1 } });
+  expect(await stats()).toMatchObject({ hit: 0, miss: 2, coalesced: 0 });
+});
+
+test("each requester has its own grade, whether its answer was computed, followed or kept", async () => {
+  system.gpu.serviceMs = () => 20;
+  await system.startWorker();
+  await warmUp();
+  const [leads, follows] = await Promise.all(["1", "2"].map((expected) => post({ problem: "p", expected })));
+  const results = await Promise.all([leads!, follows!].map(async ({ body }) => (await ended(body.jobId)).result));
+  expect(results.map((result) => result?.grade?.verdict)).toEqual(["equal", "different"]);
+  expect(results.filter((result) => result?.coalesced).length).toBe(1);
+  const kept = await post({ problem: "p", expected: "1.0" });
+  expect([kept.status, kept.body.result?.cached, kept.body.result?.grade?.verdict]).toEqual([200, true, "equal"]);
+  expect((await post({ problem: "p" })).body.result?.grade).toBeNull();
+  expect((await telemetry("job")).map(({ verdict }) => verdict).filter(Boolean)).toEqual([results[0]?.coalesced ? "different" : "equal"]);
+});
+
+test("nothing that is kept beside a job expires while the job waits; all of it begins to when the job has ended", async () => {
+  const { redis } = system.queues;
+  const worker = await system.startWorker();
+  await warmUp();
+  await worker.stop(1000);
+  const withKey = async (key: string) => (await post({ problem: "p" }, { "idempotency-key": key })).body.jobId;
+  const leader = await withKey("a");
+  const follower = await withKey("b");
+  const kept = [...(await redis.keys("{mathllm}:idempotency:*")), `{mathllm}:follower:${follower}`];
+  const expiries = async () => Promise.all(kept.map((name) => redis.ttl(name)));
+  expect(await expiries()).toEqual([-1, -1, -1]);
+  await system.startWorker();
+  await ended(leader);
+  await expect.poll(async () => (await expiries()).every((seconds) => seconds > 86_000)).toBe(true);
+  expect(await redis.keys("{mathllm}:flight:*")).toEqual([]);
+  expect([await withKey("a"), await withKey("b")]).toEqual([leader, follower]);
+  // Answered from the cache: nothing waits.
+  await withKey("c");
+  const all = await redis.keys("{mathllm}:idempotency:*");
+  expect((await Promise.all(all.map((name) => redis.ttl(name)))).every((seconds) => seconds > 86_000)).toBe(true);
+});
+
+test("a flight whose leader has ended, its worker having died before it could say so, is over", async () => {
+  const { redis } = system.queues;
+  await system.startWorker();
+  await warmUp();
+  const first = await post({ problem: "p", sampling: { temperature: 1 }, cache: "on" });
+  await ended(first.body.jobId);
+  await fetch(`${api.url}/cache`, { method: "DELETE" });
+  const { flightKey } = (await system.queues.student.getJob(first.body.jobId))!.data;
+  await expect.poll(() => redis.exists(`{mathllm}:flight:${flightKey}`)).toBe(0);
+  const gone = `solve-${"0".repeat(32)}`;
+  for (const stale of [`${first.body.jobId} ${Date.now()}`, `${gone} ${Date.now() - 60_000}`]) {
+    await redis.set(`{mathllm}:flight:${flightKey}`, stale);
+    await fetch(`${api.url}/cache`, { method: "DELETE" });
+    const { body } = await post({ problem: "p", sampling: { temperature: 1 }, cache: "on" });
+    expect((await ended(body.jobId)).result).toMatchObject({ coalesced: false, cached: false });
+    expect((await system.queues.student.getJob(body.jobId))?.data.flightKey).toBe(flightKey);
+  }
 });

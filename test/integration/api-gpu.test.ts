@@ -11,7 +11,6 @@ import { createApp } from "../../api/app.ts";
 import { GpuEventFeed } from "../../api/gpu-event-feed.ts";
 import { JobCompletions } from "../../api/job-completions.ts";
 import { type RunningApi, startApi } from "../../api/main.ts";
-import { AnswerCache } from "../../queues/answer-cache.ts";
 import { type Config, readConfig } from "../../queues/config.ts";
 import { type JobView, jobViewSchema, SERVER_STATES, type ServerState, TERMINAL_STATUSES } from "../../queues/contracts.ts";
 import { MathllmError } from "../../queues/errors.ts";
@@ -21,6 +20,7 @@ import { keys } from "../../queues/names.ts";
 import { openQueues, type Queues } from "../../queues/open-queues.ts";
 import { publishStatus } from "../../queues/worker-status.ts";
 import { type GpuWorker, startGpuWorker } from "../../workers/main.ts";
+import { appDeps } from "../app-deps.ts";
 import { FakeGpu } from "../fakes/fake-engine.ts";
 import { expectProblem } from "../problem-document.ts";
 import { type RedisFixture, startRedisFixture } from "../redis-fixture.ts";
@@ -474,14 +474,7 @@ describe("GET /gpu/events", () => {
         () => {},
       );
       const server = http.createServer(
-        createApp({
-          cache: new AnswerCache(redis.connect(), { ttlSeconds: 60, maxBytes: 1e6 }, () => {}),
-          queues: { ...queues, readBacklog },
-          config,
-          completions,
-          gpuEvents: feed,
-          log: silent,
-        }),
+        createApp({ ...appDeps(redis, queues, config, completions), queues: { ...queues, readBacklog }, gpuEvents: feed }),
       );
       const sockets: net.Socket[] = [];
       server.on("connection", (socket) => sockets.push(socket));

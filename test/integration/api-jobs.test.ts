@@ -6,15 +6,14 @@ import { UnrecoverableError } from "bullmq";
 import { pino } from "pino";
 import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
 import { createApp } from "../../api/app.ts";
-import { GpuEventFeed } from "../../api/gpu-event-feed.ts";
 import { JobCompletions } from "../../api/job-completions.ts";
 import { type RunningApi, startApi } from "../../api/main.ts";
-import { AnswerCache } from "../../queues/answer-cache.ts";
 import { cancelledAt, listenForCancels } from "../../queues/cancellation.ts";
 import { type Config, readConfig } from "../../queues/config.ts";
 import { type JobView, jobViewSchema, type StageResult } from "../../queues/contracts.ts";
 import { ENDING_PRIORITY, type Role } from "../../queues/names.ts";
 import { openQueues, type Queues } from "../../queues/open-queues.ts";
+import { appDeps } from "../app-deps.ts";
 import { type RedisFixture, startRedisFixture } from "../redis-fixture.ts";
 import { endingJobs, stageResult } from "../stand-in-worker.ts";
 
@@ -146,18 +145,7 @@ test("a client that leaves frees its long poll", async () => {
     () => redis.connect(),
     () => {},
   );
-  const server = http
-    .createServer(
-      createApp({
-        cache: new AnswerCache(redis.connect(), { ttlSeconds: 60, maxBytes: 1e6 }, () => {}),
-        queues,
-        config,
-        completions,
-        gpuEvents: new GpuEventFeed(redis.connect(), () => {}),
-        log,
-      }),
-    )
-    .listen(0, "127.0.0.1");
+  const server = http.createServer(createApp(appDeps(redis, queues, config, completions))).listen(0, "127.0.0.1");
   await once(server, "listening");
   try {
     const jobId = await accepted({ problem: "1" });

@@ -114,6 +114,7 @@ describe("a flow that is added twice (two requests with one key at once)", () =>
     model: "student",
     priority: "batch",
     cache: "auto" as const,
+    samples: 1,
     sampling: { temperature: 0 },
   };
   /** The state in which the second request saw no job yet although it is there by now. */

@@ -3,13 +3,12 @@ import type { Redis } from "ioredis";
 import { pino } from "pino";
 import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
 import { createApp } from "../../api/app.ts";
-import { GpuEventFeed } from "../../api/gpu-event-feed.ts";
 import { JobCompletions } from "../../api/job-completions.ts";
 import { type RunningApi, startApi } from "../../api/main.ts";
-import { AnswerCache } from "../../queues/answer-cache.ts";
 import { readConfig } from "../../queues/config.ts";
 import { KEY_PREFIX } from "../../queues/names.ts";
 import { openQueues, type Queues } from "../../queues/open-queues.ts";
+import { appDeps } from "../app-deps.ts";
 import { type RedisFixture, startRedisFixture } from "../redis-fixture.ts";
 
 const log = pino({ level: "silent" });
@@ -58,14 +57,7 @@ async function withCompletions(body: (completions: JobCompletions) => Promise<vo
 /** An app that can be looked into: how many jobs are waited for. */
 async function withApp(body: (base: string, completions: JobCompletions) => Promise<void>): Promise<void> {
   await withCompletions(async (completions) => {
-    const server = createApp({
-      cache: new AnswerCache(redis.connect(), { ttlSeconds: 60, maxBytes: 1e6 }, () => {}),
-      queues,
-      config: config(),
-      completions,
-      gpuEvents: new GpuEventFeed(redis.connect(), () => {}),
-      log,
-    }).listen(0, "127.0.0.1");
+    const server = createApp(appDeps(redis, queues, config(), completions)).listen(0, "127.0.0.1");
     await new Promise((resolve) => server.once("listening", resolve));
     try {
       await body(`http://127.0.0.1:${(server.address() as { port: number }).port}`, completions);

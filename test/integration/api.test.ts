@@ -4,7 +4,7 @@ import { request } from "undici";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { type RunningApi, startApi } from "../../api/main.ts";
 import { readConfig } from "../../queues/config.ts";
-import { jobViewSchema, type StageResult } from "../../queues/contracts.ts";
+import { JOB_DATA_VERSION, jobViewSchema, type StageResult } from "../../queues/contracts.ts";
 import { CLASS_PRIORITY, ENDING_PRIORITY, KEY_PREFIX, keys, type Role, studentStageId } from "../../queues/names.ts";
 import { openQueues, type Queues } from "../../queues/open-queues.ts";
 import { publishStatus, removeStatus } from "../../queues/worker-status.ts";
@@ -66,7 +66,7 @@ describe("POST /solve", () => {
     const job = (await queues.student.getJob(body.jobId))!;
     expect(job.opts.priority).toBe(CLASS_PRIORITY.interactive);
     expect(job.data).toMatchObject({
-      version: 1,
+      version: JOB_DATA_VERSION,
       kind: "solve",
       problem: "1 + 0",
       sampling: { temperature: 0, seed: 3 },

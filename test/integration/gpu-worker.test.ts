@@ -91,6 +91,7 @@ for (const policy of ["ge", "exhaustive", "fifo"] as const) {
         explain: kind < 0.35,
         model: kind > 0.7 ? "talker" : "student",
         priority: PRIORITY_CLASSES[Math.floor(random() * 3)]!,
+        ...(kind > 0.33 && kind < 0.37 ? { samples: 2 + Math.floor(random() * 4), sampling: { temperature: 1 } } : {}),
         ...(random() < 0.05 ? { timeoutMs: 1 + Math.floor(random() * 30) } : {}),
       });
       jobIds.push(jobId);

@@ -5,6 +5,7 @@ import { type JobSnapshot, type StageSnapshot, toJobView } from "../../queues/jo
 const data: JobData = { version: 1, kind: "solve", problem: "p", sampling: { temperature: 0 }, priority: "normal", acceptedAt: 100 };
 const stage = (over: Partial<StageSnapshot>): StageSnapshot => ({
   role: "student",
+  id: "solve-1",
   state: "prioritized",
   attempts: 0,
   pickedAt: null,

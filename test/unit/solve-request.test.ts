@@ -29,6 +29,7 @@ test("fills in every default", () => {
     model: "student",
     priority: "normal",
     sampling: { temperature: 0 },
+    samples: 1,
     cache: "auto",
   });
   expect(parseSolveRequest({ problem: "1", sampling: { seed: 3 } }).sampling).toEqual({ temperature: 0, seed: 3 });
@@ -48,6 +49,14 @@ test.each([
   [{ problem: "1", sampling: { topP: 0 } }, "sampling.topP", />0/, "0"],
   [{ problem: "1", sampling: { stop: ["a", ""] } }, "sampling.stop.1", /1 char/, '""'],
   [{ problem: "1", sampling: { heat: 1 } }, "sampling", /heat/, '{"heat":1}'],
+  [{ problem: "1", samples: 0, sampling: { temperature: 1 } }, "samples", />=1/, "0"],
+  [{ problem: "1", samples: 33, sampling: { temperature: 1 } }, "samples", /<=32/, "33"],
+  [{ problem: "1", samples: 8 }, "samples", /temperature above 0/, "8"],
+  [{ problem: "1", samples: 8, model: "talker", sampling: { temperature: 1 } }, "samples", /model student/, "8"],
+  [{ problem: "1", expected: "2", model: "talker" }, "expected", /model student/, '"2"'],
+  [{ problem: "1", expected: " " }, "expected", /not blank/, '" "'],
+  [{ problem: "1", expected: "1".repeat(2001) }, "expected", /2000/, "a text of 2001 characters"],
+  [{ problem: "1", metadata: JSON.parse('{"a":"b","__proto__":"c"}') }, "metadata", /__proto__/, '{"a":"b","__proto__":"c"}'],
   [{ problem: "1", metadata: { a: 1 } }, "metadata.a", /string.*number/, "1"],
   [{ problem: "1", explain: true, model: "talker" }, "explain", /model student/, "true"],
   [{ problem: "1", explian: true }, "", /explian/, '{"problem":"1","explian":true}'],

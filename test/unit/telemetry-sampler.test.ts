@@ -37,6 +37,8 @@ describe("rates", () => {
       preemptionsTotal: 1,
       prefixCacheHitRate: 0.3333,
       draftAcceptanceRate: 0.6667,
+      draftTokensTotal: 80,
+      draftAcceptedTokensTotal: 60,
       promptTokensPerSecond: 150,
       tokensPerSecond: 50.5,
     });
@@ -110,6 +112,7 @@ describe("samples", () => {
       rssBytes: 1,
       modelServerRssBytes: null,
       modelServerVramBytes: null,
+      cache: null,
       gpu: null,
     };
     sampler = new TelemetrySampler({ write }, () => ({ ...rest, ...source() }), sampleMs);

@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import os from "node:os";
 import { setTimeout as delay } from "node:timers/promises";
+import type { CacheOutcome } from "../../queues/answer-cache.ts";
 import type { Engine, EngineMetrics } from "../engines/engine.ts";
 import type { GpuReading } from "./gpu-monitor.ts";
 import type { Telemetry } from "./telemetry.ts";
@@ -17,6 +18,8 @@ export interface SampleSource {
   rssBytes: number | null;
   modelServerRssBytes: number | null;
   modelServerVramBytes: number | null;
+  /** Cacheable requests by what became of them, since the beginning; null before the first look. */
+  cache: Record<CacheOutcome, number> | null;
   gpu: GpuReading | null;
 }
 
@@ -29,6 +32,8 @@ export interface EngineSample {
   /** Shares, 0 to 1, of the tokens since the last sample. */
   prefixCacheHitRate: number | null;
   draftAcceptanceRate: number | null;
+  draftTokensTotal: number | null;
+  draftAcceptedTokensTotal: number | null;
   promptTokensPerSecond: number | null;
   tokensPerSecond: number | null;
 }
@@ -155,6 +160,8 @@ export function sampleOf(now: Pick<Counters, "metrics" | "at"> | null, before: P
     preemptionsTotal: known(metrics?.preemptionsTotal),
     prefixCacheHitRate: share("prefixCacheHitTokensTotal", "prefixCacheQueryTokensTotal"),
     draftAcceptanceRate: share("draftAcceptedTokensTotal", "draftTokensTotal"),
+    draftTokensTotal: known(metrics?.draftTokensTotal),
+    draftAcceptedTokensTotal: known(metrics?.draftAcceptedTokensTotal),
     promptTokensPerSecond: perSecond("promptTokensTotal"),
     tokensPerSecond: perSecond("completionTokensTotal"),
   };

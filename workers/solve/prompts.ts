@@ -1,11 +1,7 @@
 import { digestOf } from "../../queues/cache-key.ts";
+import type { ChatMessage } from "../../queues/contracts.ts";
 
 /** Every prompt of the product. The shipped models know these wordings; instructions go into the user message, since their template drops system messages. */
-
-export interface ChatMessage {
-  role: "system" | "user" | "assistant";
-  content: string;
-}
 
 const SOLVE = "Solve the following math problem. Make sure to put the answer (and only answer) inside \\boxed{}.";
 const EXPLAIN = "Explain this solution to a student, step by step, in plain words.";

@@ -1,15 +1,18 @@
 import { UnrecoverableError, WaitingError } from "bullmq";
+import { isCacheable } from "../../queues/cache-key.ts";
 import { cancelledAt } from "../../queues/cancellation.ts";
 import type { Redis } from "../../queues/connection.ts";
-import { ALONE_AFTER_CRASHES, jobDataSchema, type StageResult } from "../../queues/contracts.ts";
+import { ALONE_AFTER_CRASHES, type ChatMessage, jobDataSchema, type PublishedModel, type StageResult } from "../../queues/contracts.ts";
 import { failedReasonOf, MathllmError } from "../../queues/errors.ts";
+import { isVote } from "../../queues/job-stages.ts";
 import { deadlineDetail } from "../../queues/job-view.ts";
 import { CLASS_PRIORITY, clientJobId, type Role } from "../../queues/names.ts";
+import type { Queues } from "../../queues/open-queues.ts";
 import { TokenStreamWriter } from "../../queues/token-stream.ts";
 import { describeDeath, isOwnFault, type ServerDeath } from "../gpu/guardrails.ts";
 import type { StageJob, StageProcessor } from "../gpu/manual-worker.ts";
 import type { Resident } from "../gpu/model-slot.ts";
-import type { ChatMessage } from "./prompts.ts";
+import { countVote, refuseIfSettled } from "./vote.ts";
 
 /** What differs between solving and explaining. */
 export interface Stage {
@@ -23,6 +26,7 @@ export class HandBack extends Error {}
 
 export interface StageDeps {
   redis: Redis;
+  queues: Queues;
   resident: () => Resident | null;
   /** Whether that server died; null when it lives. */
   deathOf: (resident: Resident) => Promise<ServerDeath | null>;
@@ -34,8 +38,10 @@ export interface StageDeps {
   endParent: (jobId: string) => Promise<void>;
   /** Why this role's model can't be loaded at the moment; null when it can. */
   unavailable: () => string | null;
-  /** Keeps an answer for identical requests. Errors are its own. */
-  remember: (job: StageJob, result: StageResult, resident: Resident) => Promise<void>;
+  /** What decides an answer of this model. */
+  publishedModel: (resident: Resident) => PublishedModel;
+  /** Keeps an answer of this model for identical requests. Errors are its own. */
+  remember: (job: StageJob, result: StageResult, model: PublishedModel) => Promise<void>;
   /** A job was set aside because its model server died under it, alone. */
   onPoison: (jobId: string, detail: string) => void;
   onError: (error: Error) => void;
@@ -49,7 +55,7 @@ export interface StageDeps {
  */
 export function stageProcessor(stage: Stage, deps: StageDeps): StageProcessor {
   return async (job, token, signal) => {
-    const resident = deps.resident();
+    const resident = isVote(job) ? null : deps.resident();
     try {
       return await runStage(stage, deps, job, resident, signal);
     } catch (error) {
@@ -63,10 +69,11 @@ export function stageProcessor(stage: Stage, deps: StageDeps): StageProcessor {
       }
       const known = cause instanceof MathllmError ? cause : new MathllmError("internal-error", String(cause));
       if (known.code === "job-crashes-model") deps.onPoison(clientJobId(job.id!), known.message);
-      const final = !known.retryable || job.attemptsMade + 1 >= (job.opts.attempts ?? 1);
+      // A vote counted again comes to the same.
+      const final = !known.retryable || isVote(job) || job.attemptsMade + 1 >= (job.opts.attempts ?? 1);
       // BullMQ will put the parent among its model's work; at the front it ends without that model. Before the failure, so that no swap begins for it.
-      if (final && job.parentKey !== undefined) await deps.endParent(clientJobId(job.id!));
-      throw known.retryable ? new Error(failedReasonOf(known)) : new UnrecoverableError(failedReasonOf(known));
+      if (final && job.opts.failParentOnFailure === true) await deps.endParent(clientJobId(job.id!));
+      throw final ? new UnrecoverableError(failedReasonOf(known)) : new Error(failedReasonOf(known));
     }
   };
 }
@@ -100,6 +107,12 @@ async function runStage(
   if ((await cancelledAt(deps.redis, jobId)) !== null) throw new MathllmError("cancelled", "Cancelled on request.");
   const remainingMs = (data.deadlineAt ?? Number.POSITIVE_INFINITY) - Date.now();
   if (remainingMs <= 0) throw new MathllmError("deadline-exceeded", deadlineDetail(data, deps.unavailable()));
+  if (isVote(job)) {
+    const { drawnBy, ...result } = await countVote(deps.queues, job);
+    if (drawnBy !== undefined) await deps.remember(job, result, drawnBy);
+    return result;
+  }
+  if (data.sample !== undefined) await refuseIfSettled(deps.queues, job);
   const messages = await stage.messages(job);
   if (resident?.role !== stage.role) {
     // The server died just now, or the job was to be ended and then had its chance after all: it waits in its own class.
@@ -116,7 +129,8 @@ async function runStage(
         );
   const clock = new AbortController();
   const timer = setTimeout(() => clock.abort(late), Math.min(remainingMs, deps.jobTimeoutMs));
-  const stream = new TokenStreamWriter(deps.redis, jobId, stage.role, deps.retentionSeconds, deps.onError);
+  const written = { role: stage.role, attempt: job.attemptsStarted, sample: data.sample ?? null };
+  const stream = new TokenStreamWriter(deps.redis, jobId, written, deps.retentionSeconds, deps.onError);
   let firstTokenAt: number | null = null;
   try {
     const { temperature, topP, topK, minP, seed, stop } = data.sampling;
@@ -152,8 +166,10 @@ async function runStage(
       modelId: resident.model.modelId,
       firstTokenAt,
     };
+    const model = deps.publishedModel(resident);
+    if (data.sample !== undefined) return isCacheable(data) ? { ...result, drawnBy: model } : result;
     // Before the job is completed: whoever comes when it is no longer in flight finds its answer.
-    await deps.remember(job, result, resident);
+    await deps.remember(job, result, model);
     return result;
   } finally {
     clearTimeout(timer);

@@ -12,7 +12,7 @@ export async function solutionOf(job: StageJob): Promise<StageResult | undefined
 export const talkerStage: Stage = {
   role: "talker",
   messages: async (job: StageJob) => {
-    if (job.data.kind === "talk") return talkPrompt(job.data.problem);
+    if (job.data.kind === "talk") return job.data.messages ?? talkPrompt(job.data.problem);
     const solved = await solutionOf(job);
     if (solved === undefined) throw new Error("the Student's solution is not there");
     return explainPrompt(job.data.problem, solved.text, solved.answer);

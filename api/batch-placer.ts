@@ -1,0 +1,222 @@
+import { setTimeout as delay } from "node:timers/promises";
+import type { AnswerCache } from "../queues/answer-cache.ts";
+import type { BatchLineError } from "../queues/batch-contracts.ts";
+import { type JobProgress, progressOf } from "../queues/batch-jobs.ts";
+import { type Chunk, kindLetter, LINE, type LineRecord, NO_KIND, type SharedResult } from "../queues/batch-lines.ts";
+import { cachedView } from "../queues/cached-view.ts";
+import type { Config } from "../queues/config.ts";
+import type { JobRequest, JobView } from "../queues/contracts.ts";
+import { MathllmError } from "../queues/errors.ts";
+import { followLeader, moveOn } from "../queues/followers.ts";
+import { type JobOwner, releasePlace, takePlace } from "../queues/job-places.ts";
+import { type JobKind, PRIORITY_CLASSES, type PriorityClass, ROLES, type Role } from "../queues/names.ts";
+import type { Queues } from "../queues/open-queues.ts";
+import { endFlight, followMany, joinFlights, unfollow } from "../queues/single-flight.ts";
+import { storeJobs } from "../queues/store-job.ts";
+import type { AnswerLookup, Lookup } from "./answer-lookup.ts";
+import { jobData, place } from "./submission.ts";
+
+/** How long an upload waits for room in the queues before it is cut, and how often it looks. */
+const ROOM_WAIT_MS = 5000;
+const ROOM_LOOK_MS = 200;
+const RETRY_AFTER_SECONDS = 30;
+
+export interface PlacedLine {
+  line: number;
+  index: number;
+  customId: string | null;
+  request: JobRequest;
+  kind: JobKind;
+  jobId: string;
+}
+
+export interface Placed {
+  /** Answers from the cache, by index. All other lines are jobs, or follow one. */
+  cached: Map<number, JobView>;
+  coalesced: number;
+}
+
+/**
+ * Does for many requests at once what a submission does for one: what the cache knows never becomes a job, what is in flight is followed, the
+ * rest is stored, each in a few round trips for all of them. When `place` resolves, that has happened.
+ */
+export class BatchPlacer {
+  readonly #queues: Queues;
+  readonly #config: Config;
+  readonly #answers: { lookup: AnswerLookup; cache: AnswerCache };
+  /** One chunk at a time looks for room and fills it. */
+  #turn: Promise<unknown> = Promise.resolve();
+
+  constructor(queues: Queues, config: Config, answers: { lookup: AnswerLookup; cache: AnswerCache }) {
+    this.#queues = queues;
+    this.#config = config;
+    this.#answers = answers;
+  }
+
+  async place(lines: PlacedLine[], options: { owner?: JobOwner; mayBeThere: boolean }): Promise<Placed> {
+    const turn = this.#turn.then(() => this.#place(lines, options));
+    this.#turn = turn.catch(() => {});
+    return turn;
+  }
+
+  async #place(all: PlacedLine[], { owner, mayBeThere }: { owner?: JobOwner; mayBeThere: boolean }): Promise<Placed> {
+    const { redis } = this.#queues;
+    const { cache } = this.#answers;
+    const acceptedAt = Date.now();
+    const placed: Placed = { cached: new Map(), coalesced: 0 };
+    const there = mayBeThere ? await this.#progress(all.map(({ jobId }) => jobId)) : new Map<string, JobProgress>();
+    const sought = all.filter(({ jobId }) => (there.get(jobId) ?? "missing") === "missing");
+    const found = await this.#find(sought);
+    const take = (lines: PlacedLine[], lookups: Map<PlacedLine, Lookup>): PlacedLine[] =>
+      lines.filter((line) => {
+        const { hit = null } = lookups.get(line) ?? {};
+        if (hit === null) return true;
+        cache.count("hit");
+        placed.cached.set(line.index, cachedView(line.kind, hit.cacheKey, hit.entry, { request: line.request, at: acceptedAt }));
+        return false;
+      });
+    const unknown = take(sought, found);
+    await this.#waitForRoom(unknown);
+    await this.#takePlaces(unknown, owner);
+
+    const flightOf = (line: PlacedLine) => found.get(line)!.flightKey;
+    const flying = unknown.filter((line) => flightOf(line) !== null);
+    const flights = await joinFlights(
+      redis,
+      flying.map((line) => ({ flightKey: flightOf(line)!, jobId: line.jobId })),
+      acceptedAt,
+    );
+    const leaderOf = new Map(flying.map((line, i) => [line, flights[i]!.leaderId]));
+    const following = flying.filter((line) => leaderOf.get(line) !== line.jobId);
+    const isFollowing = new Set(following);
+    const leading = flying.filter((line) => !isFollowing.has(line));
+    // The one before may have landed between the look and the start: its answer is in the cache by now.
+    const landed = await this.#find(leading);
+    const stillLeading = new Set(take(leading, landed));
+    const hasLanded = new Set(leading.filter((line) => !stillLeading.has(line)));
+
+    const dataOf = (line: PlacedLine) => jobData(line.kind, line.request, acceptedAt, { owner }, found.get(line)!, null);
+    const jobs = unknown.filter((line) => !isFollowing.has(line) && !hasLanded.has(line));
+    for (const line of jobs) if (found.get(line)!.isCacheable) cache.count("miss");
+    await storeJobs(
+      this.#queues,
+      this.#config,
+      jobs.map((line) => ({ jobId: line.jobId, data: dataOf(line) })),
+    );
+    await followMany(
+      redis,
+      following.map((line) => ({ jobId: line.jobId, follower: { leaderId: leaderOf.get(line)!, data: dataOf(line) } })),
+    );
+    for (const line of hasLanded) {
+      await endFlight(redis, flightOf(line)!, line.jobId);
+      await moveOn(this.#queues, this.#config, line.jobId);
+    }
+    // The followers' records first, the look after it: a leader that ends from now on finds them.
+    const leaders = await this.#progress([...new Set(following.map((line) => leaderOf.get(line)!))]);
+    for (const line of following) {
+      const leaderId = leaderOf.get(line)!;
+      const progress = leaders.get(leaderId)!;
+      if (progress === "ended" || progress === "missing") {
+        await unfollow(redis, line.jobId, leaderId);
+        const { cached } = await place(this.#queues, this.#config, line.jobId, line.request, acceptedAt, { answers: this.#answers });
+        if (cached !== null) placed.cached.set(line.index, cached);
+      } else {
+        placed.coalesced++;
+        cache.count("coalesced");
+        // It may be more urgent than its leader.
+        if (line.request.priority !== "batch") {
+          await followLeader(this.#queues, this.#config, line.jobId, { leaderId, data: dataOf(line) }, acceptedAt);
+        }
+      }
+    }
+    return placed;
+  }
+
+  async #find(lines: PlacedLine[]): Promise<Map<PlacedLine, Lookup>> {
+    const lookups = await this.#answers.lookup.findMany(lines);
+    return new Map(lines.map((line, i) => [line, lookups[i]!]));
+  }
+
+  async #progress(jobIds: string[]): Promise<Map<string, JobProgress>> {
+    const progress = await progressOf(
+      this.#queues.redis,
+      jobIds.map((jobId) => ({ jobId, isVote: false })),
+    );
+    return new Map(jobIds.map((jobId, i) => [jobId, progress[i]!]));
+  }
+
+  /** A chunk that can never fit is let in when nothing of its class waits. */
+  async #waitForRoom(lines: PlacedLine[]): Promise<void> {
+    const needs = needsOf(lines);
+    const until = performance.now() + ROOM_WAIT_MS;
+    for (;;) {
+      const backlog = await this.#queues.readBacklog(Date.now());
+      const full = needs.find(({ role, name, count }) => {
+        const most = this.#config.maxDepths[name];
+        return backlog[role].waiting[name] + Math.min(count, most) > most;
+      });
+      if (full === undefined) return;
+      if (performance.now() > until) {
+        const { role, name } = full;
+        throw new MathllmError(
+          "queue-full",
+          `${backlog[role].waiting[name]} ${name} jobs wait for the ${role}, and ${this.#config.maxDepths[name]} may (${name.toUpperCase()}_MAX_DEPTH).`,
+          { extra: { retryAfterSeconds: RETRY_AFTER_SECONDS } },
+        );
+      }
+      await delay(ROOM_LOOK_MS);
+    }
+  }
+
+  /** All of them or none. */
+  async #takePlaces(lines: PlacedLine[], owner: JobOwner | undefined): Promise<void> {
+    if (owner === undefined || owner.maxJobs === null) return;
+    const taken: PlacedLine[] = [];
+    try {
+      for (const line of lines) {
+        await takePlace(this.#queues, owner, line.jobId);
+        taken.push(line);
+      }
+    } catch (error) {
+      for (const { jobId } of taken) await releasePlace(this.#queues, owner, jobId);
+      throw error;
+    }
+  }
+}
+
+/** How many jobs each queue would get, by class. A sample counts as a job, as in `POST /solve`. */
+function needsOf(lines: PlacedLine[]): { role: Role; name: PriorityClass; count: number }[] {
+  return ROLES.flatMap((role) =>
+    PRIORITY_CLASSES.map((name) => {
+      const counts = lines.map(({ kind, request: { priority, samples } }) => {
+        if (priority !== name) return 0;
+        if (role === "student") return kind === "talk" ? 0 : samples;
+        return kind === "solve" ? 0 : 1;
+      });
+      return { role, name, count: counts.reduce<number>((sum, count) => sum + count, 0) };
+    }),
+  ).filter(({ count }) => count > 0);
+}
+
+/** What is recorded of a chunk that begins at `from`, its lines placed. */
+export function recordOf(digest: string, from: number, lines: PlacedLine[], errors: BatchLineError[], placed: Placed): Chunk {
+  const size = lines.length + errors.length;
+  const states = new Array<string>(size).fill(LINE.invalid);
+  const kinds = new Array<string>(size).fill(NO_KIND);
+  const customIds = new Array<string | null>(size).fill(null);
+  const records = new Map<number, LineRecord>();
+  const answers = new Map<string, SharedResult>();
+  for (const { index, customId, kind, request } of lines) {
+    const at = index - from;
+    const view = placed.cached.get(index);
+    states[at] = view === undefined ? LINE.open : LINE.completed;
+    kinds[at] = kindLetter(kind, request.samples > 1);
+    customIds[at] = customId;
+    if (view?.result == null) continue;
+    const { jobId, result } = view;
+    records.set(index, { jobId, status: "completed", answer: jobId, grade: result.grade ?? undefined });
+    if (!answers.has(jobId)) answers.set(jobId, { ...result, grade: null });
+  }
+  const { coalesced, cached } = placed;
+  return { digest, states: states.join(""), kinds: kinds.join(""), customIds, errors, records, answers, cached: cached.size, coalesced };
+}
