@@ -18,16 +18,18 @@ export class TokenFeed {
   readonly #redis: Redis;
   readonly #blocking: Redis;
   readonly #onError: (error: Error) => void;
+  readonly #blockMs: number;
   readonly #readerId = randomUUID();
   readonly #followers = new Map<string, Set<TokenFollower>>();
   #closed = false;
   #reading = false;
 
   /** `blocking` is a connection of its own, closed by the caller after `close`; `redis` never waits. */
-  constructor(redis: Redis, blocking: Redis, onError: (error: Error) => void) {
+  constructor(redis: Redis, blocking: Redis, onError: (error: Error) => void, blockMs = BLOCK_MS) {
     this.#redis = redis;
     this.#blocking = blocking;
     this.#onError = onError;
+    this.#blockMs = blockMs;
   }
 
   /** Hands `onChunks` every chunk of the job after `follower.lastId`, in order and once, until `unfollow`. */
@@ -68,7 +70,7 @@ export class TokenFeed {
     while (!this.#closed && this.#followers.size > 0) {
       try {
         const afterIds = new Map([...this.#followers].map(([jobId, followers]) => [jobId, earliest(followers)]));
-        const read = await nextTokens(this.#blocking, afterIds, { readerId: this.#readerId, afterId: wakeId }, BLOCK_MS);
+        const read = await nextTokens(this.#blocking, afterIds, { readerId: this.#readerId, afterId: wakeId }, this.#blockMs);
         wakeId = read.wakeId;
         for (const [jobId, chunks] of read.chunks) {
           for (const follower of this.#followers.get(jobId) ?? []) handOver(follower, chunks);

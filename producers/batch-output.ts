@@ -1,6 +1,6 @@
 import { once } from "node:events";
 import { createReadStream, createWriteStream, type WriteStream } from "node:fs";
-import { rename, rm, stat } from "node:fs/promises";
+import { rename, rm } from "node:fs/promises";
 import { createInterface } from "node:readline";
 import { finished } from "node:stream/promises";
 import { z } from "zod";
@@ -18,10 +18,6 @@ const BUFFER_BYTES = 1 << 16;
 /** The whole lines of an output file, in order; none when there is no file. */
 export async function* outputLines(file: string): AsyncGenerator<OutputLine> {
   const input = createReadStream(file);
-  const failure = new Promise<NodeJS.ErrnoException | null>((resolve) => input.once("open", () => resolve(null)).once("error", resolve));
-  const error = await failure;
-  if (error?.code === "ENOENT") return;
-  if (error !== null) throw new MathllmError("invalid-request", `Expected ${file} to be a file that can be read; ${error.message}.`);
   let line = 0;
   try {
     for await (const text of createInterface({ input, crlfDelay: Number.POSITIVE_INFINITY })) {
@@ -36,6 +32,10 @@ export async function* outputLines(file: string): AsyncGenerator<OutputLine> {
       }
       yield parsed.data;
     }
+  } catch (error) {
+    if (error instanceof MathllmError) throw error;
+    const { code, message } = error as NodeJS.ErrnoException;
+    if (code !== "ENOENT") throw new MathllmError("invalid-request", `Expected ${file} to be a file that can be read; ${message}.`);
   } finally {
     input.destroy();
   }
@@ -64,7 +64,6 @@ export class OutputFile {
   static async open(file: string): Promise<OutputFile> {
     const stream = createWriteStream(partOf(file), { highWaterMark: BUFFER_BYTES });
     try {
-      if ((await stat(file).catch(() => null))?.isDirectory()) throw new Error("it is a folder");
       await once(stream, "open");
     } catch (error) {
       stream.destroy();

@@ -24,7 +24,7 @@ const MAX_LISTED = 100;
 /** The latest batches, among which a page of the list is looked for. */
 const KEPT_LISTED = 10_000;
 
-const createSchema = z.object({
+export const createSchema = z.object({
   input_file_id: z.string(),
   endpoint: z.literal(ENDPOINT, `expected ${ENDPOINT}`),
   completion_window: z.literal("24h", "expected 24h"),

@@ -30,7 +30,7 @@ const { topK, minP, seed, maxTokens, stop, topP } = samplingSchema.shape;
 
 const SERVICE_TIERS: Record<string, PriorityClass> = { auto: "normal", default: "normal", priority: "interactive", flex: "batch" };
 
-const chatRequestSchema = z.object({
+export const chatRequestSchema = z.object({
   model: z.string("expected a model's name"),
   messages: z.array(messageSchema).min(1, "expected at least one message"),
   max_tokens: maxTokens.nullish(),

@@ -22,7 +22,7 @@ const MAX_LISTED = 100;
 /** Results are written this many at a time. */
 const WRITTEN_AT_ONCE = 50;
 
-const bodySchema = z.strictObject({
+export const bodySchema = z.strictObject({
   requests: z.array(z.unknown()).min(1),
   defaults: batchDefaultsSchema.optional(),
   metadata: batchMetadataSchema,

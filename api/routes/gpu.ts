@@ -22,8 +22,8 @@ const MAX_UNREAD_BYTES = 1_048_576;
 const EVENT_ID = /^\d{1,16}-\d{1,16}$/;
 
 const gpuIdSchema = z.string().min(1).max(100);
-const commandSchema = z.strictObject({ gpuId: gpuIdSchema.optional() });
-const swapSchema = z.strictObject({ gpuId: gpuIdSchema.optional(), model: z.enum(ROLES) });
+export const commandSchema = z.strictObject({ gpuId: gpuIdSchema.optional() });
+export const swapSchema = z.strictObject({ gpuId: gpuIdSchema.optional(), model: z.enum(ROLES) });
 
 /** `GET /gpu`, `GET /gpu/history`, `GET /gpu/events` and the operator's commands. A command without `gpuId` goes to every GPU. */
 export function gpuRoute(queues: Queues, config: Config, cache: AnswerCache, feed: GpuEventFeed): Router {

@@ -3,7 +3,7 @@ import { type ChangeEstimate, changeOf, type Statistic } from "./bootstrap.ts";
 import type { ComparisonRow, Unit } from "./schema.ts";
 
 /** A smaller change is no reason to do anything, however certain it is. */
-export const PRACTICAL_CHANGE = 0.05;
+const PRACTICAL_CHANGE = 0.05;
 /** For all rows of a run together: a row's interval is wider (Bonferroni). */
 const CONFIDENCE = 0.95;
 /** Fewer values say nothing. */

@@ -1,4 +1,5 @@
 import type { Chart } from "./charts/chart.ts";
+import { MISSING } from "./figure.ts";
 import type { PhaseId, Report } from "./schema.ts";
 
 /** What a report says, before it is Markdown or a page: both are written from this, so they can't say different things. */
@@ -52,21 +53,26 @@ export const mark = (its: Mark, text: string): Inline => ({ kind: "mark", mark: 
 export interface Field<T> {
   label: string;
   isNumber?: boolean;
-  cell: (row: T) => Inline;
+  cell: (row: T) => Inline | Inline[];
 }
 
-/** One row for each of `rows`. Columns without any value are left out, unless they are the first; null without rows. */
+/** One row for each of `rows`; nothing without rows. Columns without any value are left out, unless they are the first. */
 export function table<T>(caption: string, rows: readonly T[], fields: readonly Field<T>[]): Block[] {
   if (rows.length === 0) return [];
   const filled = fields
-    .map((field) => ({ field, cells: rows.map(field.cell) }))
-    .filter(({ cells }, nth) => nth === 0 || cells.some((cell) => cell !== ""));
+    .map((field) => ({ field, cells: rows.map((row) => [field.cell(row)].flat()) }))
+    .filter(({ cells }, nth) => nth === 0 || !cells.every(isEmpty));
   return [
     {
       kind: "table",
       caption,
       columns: filled.map(({ field }) => ({ label: field.label, isNumber: field.isNumber ?? false })),
-      rows: rows.map((_, at) => filled.map(({ cells }) => [cells[at] === "" ? "–" : cells[at]!])),
+      rows: rows.map((_, at) => filled.map(({ cells }) => (isEmpty(cells[at]!) ? [MISSING] : cells[at]!))),
     },
   ];
 }
+
+const isEmpty = (cell: Inline[]) => cell.length === 1 && cell[0] === "";
+
+export const column = <T>(label: string, cell: (row: T) => Inline | Inline[]): Field<T> => ({ label, cell });
+export const numberColumn = <T>(label: string, cell: (row: T) => Inline | Inline[]): Field<T> => ({ label, cell, isNumber: true });

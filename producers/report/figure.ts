@@ -19,7 +19,7 @@ const SYMBOLS: Record<Unit, string> = {
 };
 
 /** Bytes are written as MiB, shares as per cent. */
-const SCALES: Partial<Record<Unit, number>> = { share: 100, bytes: 1 / 1_048_576 };
+const SCALES: Partial<Record<Unit, number>> = { share: 10, bytes: 1 / 1_048_576 };
 
 export const MISSING = "–";
 
@@ -39,10 +39,6 @@ export function bareFigure(value: number | null, unit: Unit): string {
 export function changeFigure(change: number | null): string {
   if (change === null) return MISSING;
   return `${change > 0 ? "+" : ""}${figure(change, "share")}`;
-}
-
-export function unitSymbol(unit: Unit): string {
-  return SYMBOLS[unit];
 }
 
 /** Four significant digits, but never fewer than all those before the point. */

@@ -26,7 +26,7 @@ function flawOf(phase: Phase): string | null {
   if (phase.status !== "measured") return `${phase.status}: ${phase.reason}`;
   const missed = phase.targets.filter(({ pass }) => !pass);
   if (missed.length > 0) return `missed: ${missed.map(({ name }) => name).join("; ")}`;
-  const untrusted = phase.targets.filter(({ runId }) => isInvalid(phase, runId));
+  const untrusted = phase.targets.filter(({ runId }) => !isTrusted(phase, runId));
   if (untrusted.length > 0) return `met, but its load generator was the limit: ${untrusted.map(({ name }) => name).join("; ")}`;
   return null;
 }
@@ -35,8 +35,9 @@ function passed(phase: Phase): string {
   return phase.targets.length === 0 ? "measured; it has no target" : "measured, every target met";
 }
 
-function isInvalid(phase: Phase, runId: string | null): boolean {
-  return phase.runs.some(({ id, validity }) => id === runId && validity?.valid === false);
+/** Whether a target of that run (null: of the phase) was judged on figures that its load generator could keep. */
+export function isTrusted({ runs }: Phase, runId: string | null): boolean {
+  return !runs.some(({ id, validity }) => id === runId && validity?.valid === false);
 }
 
 interface Tick {
@@ -100,9 +101,14 @@ function flawIn(phase: Phase): string | null {
  * - `ready`: all seven have one.
  */
 export function verdictOf(evidence: Evidence, grade: Report["grade"]): Report["verdict"] {
-  const reasons = grade.phases
-    .filter(({ point }) => !point)
-    .map(({ id, reason }) => `${id}, ${evidence.phases.find((phase) => phase.id === id)!.title}: ${reason}`);
+  const lacking = Map.groupBy(
+    grade.phases.filter(({ point }) => !point),
+    ({ reason }) => reason,
+  );
+  const titled = (id: PhaseId) => `${id}, ${evidence.phases.find((phase) => phase.id === id)!.title}`;
+  const reasons = [...lacking].map(([reason, [first, ...others]]) =>
+    others.length === 0 ? `${titled(first!.id)}: ${reason}` : `${[first!, ...others].map(({ id }) => id).join(", ")}: ${reason}`,
+  );
   const lost = evidence.phases.flatMap(({ runs }) => runs).some(({ lostJobs }) => (lostJobs ?? 0) > 0);
   const lacks = (id: PhaseId) => grade.phases.some((phase) => phase.id === id && !phase.point);
   if (evidence.phases.some(({ status }) => status !== "measured"))

@@ -1,5 +1,5 @@
+import { graphFile } from "./charts/chart.ts";
 import type { Block, Inline, ReportDocument } from "./document.ts";
-import { graphFile } from "./sections.ts";
 
 const SIGNS = { good: "✓", bad: "✗", open: "○" } as const;
 

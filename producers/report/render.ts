@@ -1,12 +1,12 @@
 import { mkdir } from "node:fs/promises";
 import path from "node:path";
-import { renderSvg, standalone, WIDE } from "./charts/chart.ts";
+import { graphFile, renderSvg, standalone, WIDE } from "./charts/chart.ts";
 import { chartsOf } from "./charts/charts.ts";
 import { htmlOf } from "./html.ts";
 import { markdownOf } from "./markdown.ts";
 import { completeReport, readReport, replaceFile, writeReport } from "./report.ts";
 import type { Evidence, Report } from "./schema.ts";
-import { documentOf, graphFile } from "./sections.ts";
+import { documentOf } from "./sections.ts";
 
 /**
  * Writes report.md, report.html and graphs/*.svg from the folder's report.json; the paths written.

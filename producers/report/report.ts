@@ -3,7 +3,7 @@ import path from "node:path";
 import { z } from "zod";
 import { MathllmError } from "../../queues/errors.ts";
 import { gradeOf, verdictOf } from "./grade.ts";
-import { applyRules } from "./recommendations.ts";
+import { applyRules } from "./rules.ts";
 import { type Evidence, evidenceSchema, type Report, reportSchema } from "./schema.ts";
 
 export const REPORT_FILE = "report.json";

@@ -61,7 +61,7 @@ export function runTables(runs: readonly RunRow[]): Block[] {
 
 const RUN: Field<RunRow> = {
   label: "run",
-  cell: ({ label, validity }) => (validity?.valid === false ? mark("bad", `${label} (INVALID)`) : label),
+  cell: ({ label, validity }) => (validity?.valid === false ? [label, " ", mark("bad", "INVALID")] : label),
 };
 
 const PARTS = [
@@ -88,8 +88,8 @@ const SHARES: [string, (run: RunRow) => Proportion | null][] = [
   ["cache hits", ({ cacheHits }) => cacheHits],
 ];
 
-const text = (label: string, cell: (run: RunRow) => Inline): Field<RunRow> => ({ label, cell });
-const number = (label: string, cell: (run: RunRow) => Inline): Field<RunRow> => ({ label, cell, isNumber: true });
+const text = (label: string, cell: Field<RunRow>["cell"]): Field<RunRow> => ({ label, cell });
+const number = (label: string, cell: Field<RunRow>["cell"]): Field<RunRow> => ({ label, cell, isNumber: true });
 
 /** Without its unit where the heading names it. */
 function optional(label: string, unit: Unit, value: (run: RunRow) => number | null | undefined): Field<RunRow> {

@@ -20,7 +20,7 @@ import {
 export const PHASE_IDS = ["A", "B", "C", "D", "E", "F", "G"] as const;
 export type PhaseId = (typeof PHASE_IDS)[number];
 
-export const UNITS = ["ms", "share", "perS", "tokensPerS", "tokens", "bytes", "count", "ratio", "celsius", "watts"] as const;
+const UNITS = ["ms", "share", "perS", "tokensPerS", "tokens", "bytes", "count", "ratio", "celsius", "watts"] as const;
 /** How a figure is written: `share` 0 to 1 as per cent, `ratio` as a factor. */
 export type Unit = (typeof UNITS)[number];
 
@@ -307,7 +307,7 @@ export const evidenceSchema = z.strictObject({
 export type Evidence = z.infer<typeof evidenceSchema>;
 
 const ruled = z.strictObject({
-  /** The rule that made it: its name in `recommendations.ts`. */
+  /** The rule that made it: its name in `risks.ts` or `recommendations.ts`. */
   rule: name,
   /** The rule's condition, in words. */
   condition: text,
@@ -318,7 +318,7 @@ const ruled = z.strictObject({
 });
 export type Ruled = z.infer<typeof ruled>;
 
-export const TICK_IDS = [
+const TICK_IDS = [
   "baseline-documented",
   "tuning-done",
   "speculation-evaluated",

@@ -1,21 +1,23 @@
+import { graphFile } from "./charts/chart.ts";
 import { chartsOf } from "./charts/charts.ts";
 import { isWorse } from "./compare.ts";
 import {
   type Block,
   code,
-  type Field,
+  column,
   heading,
   type Inline,
   list,
   mark,
+  numberColumn,
   paragraph,
   type ReportDocument,
   strong,
   table,
 } from "./document.ts";
 import { bareFigure, changeFigure, figure, timeText } from "./figure.ts";
-import { runTables } from "./run-tables.ts";
-import type { Phase, Report, Ruled, Target, Unit } from "./schema.ts";
+import { phaseSection, targetOverview } from "./phase-sections.ts";
+import type { Report, Ruled, Unit } from "./schema.ts";
 
 /** The report's document, in the order of its template. */
 export function documentOf(report: Report): ReportDocument {
@@ -66,64 +68,6 @@ export function documentOf(report: Report): ReportDocument {
       ...circumstances(report),
     ],
   };
-}
-
-const column = <T>(label: string, cell: (row: T) => Inline): Field<T> => ({ label, cell });
-const numberColumn = <T>(label: string, cell: (row: T) => Inline): Field<T> => ({ label, cell, isNumber: true });
-const anchor = (phase: Pick<Phase, "id">) => `phase-${phase.id.toLowerCase()}`;
-
-const TARGET_FIELDS: Field<Target>[] = [
-  column("target", ({ name }) => name),
-  column("metric", ({ metric }) => metric),
-  numberColumn("required", ({ comparison, threshold, unit }) => `${comparison === "at-most" ? "≤" : "≥"} ${figure(threshold, unit)}`),
-  numberColumn("observed", ({ observed, unit }) => (observed === null ? "not measured" : figure(observed, unit))),
-  column("result", ({ pass, observed }) => (pass ? mark("good", "PASS") : mark("bad", observed === null ? "NOT MEASURED" : "MISSED"))),
-];
-
-function targetOverview({ phases }: Report): Block[] {
-  const rows = phases.flatMap(({ id, targets }) => targets.map((target) => ({ ...target, name: `${id} · ${target.name}` })));
-  return [
-    heading(2, "targets", "Targets"),
-    ...table(
-      "Every target with what was observed",
-      rows,
-      TARGET_FIELDS.filter(({ label }) => label !== "metric"),
-    ),
-    ...(rows.length === 0 ? [paragraph("No phase has a target.")] : []),
-  ];
-}
-
-function phaseSection(report: Report, phase: Phase): Block[] {
-  const { id, title, status, configuration, targets, runs, decision, notes, evidence } = phase;
-  const { point } = report.grade.phases.find((it) => it.id === id)!;
-  const isMeasured = status === "measured";
-  const result = isMeasured ? (point ? mark("good", "PASS") : mark("bad", "FAIL")) : mark("open", status.toUpperCase());
-  const charts = chartsOf(report.graphs).filter((it) => it.phase === id);
-  return [
-    heading(2, anchor(phase), `${id} · ${title}`, result),
-    ...(phase.reason === null ? [] : [paragraph(strong(isMeasured ? "Note: " : `Not measured: `), phase.reason)]),
-    ...(decision === null ? [] : [paragraph(strong("Decision: "), `${decision.chosen}. `, decision.reason)]),
-    ...table("Targets", targets, TARGET_FIELDS),
-    ...runTables(runs),
-    ...charts.map(({ chart }): Block => ({ kind: "chart", chart })),
-    ...(notes.length === 0 ? [] : [list(notes.map((note) => [note]))]),
-    ...settingsTable("Configuration", configuration),
-    ...(evidence.length === 0
-      ? []
-      : [
-          paragraph(
-            "Evidence: ",
-            ...evidence.flatMap((href, nth): Inline[] => [...(nth === 0 ? [] : [", "]), { kind: "link", href, text: href }]),
-          ),
-        ]),
-  ];
-}
-
-function settingsTable(caption: string, settings: Phase["configuration"]): Block[] {
-  return table(caption, Object.entries(settings), [
-    column("setting", ([name]) => code(name)),
-    column("value", ([, value]) => (value === null || value === "" ? "not set" : code(String(value)))),
-  ]);
 }
 
 function finalConfiguration({ finalConfiguration: final }: Report): Block[] {
@@ -225,11 +169,6 @@ function graphs({ graphs: data }: Report): Block[] {
           list(charts.map(({ phase, chart }) => [`${phase}: `, { kind: "link", href: graphFile(chart.id), text: chart.title }])),
         ]),
   ];
-}
-
-/** Where a graph's own file is, from the report's folder. */
-export function graphFile(chartId: string): string {
-  return `graphs/${chartId}.svg`;
 }
 
 function gradeSection({ grade, phases }: Report): Block[] {

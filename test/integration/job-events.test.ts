@@ -3,6 +3,7 @@ import net from "node:net";
 import { pino } from "pino";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { type RunningApi, startApi } from "../../api/main.ts";
+import { TokenFeed, type TokenFollower } from "../../api/token-feed.ts";
 import { requestCancel } from "../../queues/cancellation.ts";
 import { type Config, readConfig } from "../../queues/config.ts";
 import { JOB_EVENTS, type JobEventName } from "../../queues/job-events.ts";
@@ -266,6 +267,31 @@ describe("requests", () => {
 });
 
 describe("many listeners", () => {
+  test("who comes while the one reader waits for others is read at once; who leaves is read no more", async () => {
+    const blocking = redis.connect();
+    const feed = new TokenFeed(redis.connect(), blocking, () => {}, 3_600_000);
+    const heard: string[] = [];
+    const follower = (): TokenFollower => ({ lastId: "0-0", onChunks: (chunks) => heard.push(...chunks.map(({ text }) => text)) });
+    const add = (jobId: string, text: string) =>
+      queues.redis.xadd(keys.tokenStream(jobId), "*", "role", "student", "text", text, "attempt", "1", "sample", "");
+    const isBlocked = async () => /cmd=xread/.test((await queues.redis.client("LIST")) as string);
+    const followers = new Map<string, TokenFollower>();
+    for (const jobId of ["a", "b", "c"]) {
+      followers.set(jobId, follower());
+      feed.follow(jobId, followers.get(jobId)!);
+      await soon(isBlocked).toBe(true);
+      await add(jobId, jobId);
+      await soon(() => heard.at(-1)).toBe(jobId);
+    }
+    feed.unfollow("a", followers.get("a")!);
+    await add("a", "unheard");
+    await add("b", "d");
+    await soon(() => heard).toEqual(["a", "b", "c", "d"]);
+    expect(feed.following).toBe(2);
+    feed.close();
+    blocking.disconnect();
+  });
+
   test("of many jobs: nothing lost or doubled, over the connections that were there before", async () => {
     start();
     const jobIds = await Promise.all(Array.from({ length: 10 }, () => send()));

@@ -264,6 +264,8 @@ describe("the same queues, cache and limits", () => {
     left.abort();
     await Promise.all(waiting);
     await queues.redis.flushall();
+    const late = await refused(ask({ service_tier: "flex" }, { headers: { "X-Mathllm-Timeout-Ms": "1" } }));
+    expect(late).toMatchObject({ status: 504, code: "deadline-exceeded" });
     serve((stage) => stage.fail(Object.assign(new Error("problem-too-long: 9 tokens"), { name: "UnrecoverableError" })));
     for (const stream of [false, true]) {
       const error = await refused(client.chat.completions.create({ model: "talker", messages: hello, stream, service_tier: "flex" }));
@@ -271,8 +273,6 @@ describe("the same queues, cache and limits", () => {
       expect(error.message).toContain("9 tokens");
       expect(error.headers!.get("x-should-retry")).toBe("false");
     }
-    const late = await refused(ask({ service_tier: "flex" }, { headers: { "X-Mathllm-Timeout-Ms": "1" } }));
-    expect(late).toMatchObject({ status: 504, code: "deadline-exceeded" });
   });
 
   test("a stream whose model dies: the same text goes on where it was; another one ends in an error", async () => {

@@ -117,6 +117,19 @@ test("early stop: as soon as the majority is settled, waiting samples never run 
   expect(system.gpu.violations).toEqual([]);
 });
 
+test("in a backlog the half that may not be needed lets the others pass, and is never begun", async () => {
+  let begun = 0;
+  await answering(["1"]);
+  system.gpu.serviceMs = () => {
+    begun++;
+    return 100;
+  };
+  const jobIds = [await system.send(drawn(6)), await system.send(drawn(6)), await system.send(drawn(6))];
+  await system.startWorker({ STUDENT_MAX_NUM_SEQS: "9" });
+  for (const jobId of jobIds) expect((await system.end(jobId)).result?.samples).toEqual({ asked: 6, finished: 3, cancelled: 3 });
+  expect(begun).toBe(9);
+});
+
 test("with explain the Talker explains the majority's solution; if no sample completes, it is not loaded", async () => {
   await answering(["3", "5", "5"]);
   const prompts: string[] = [];

@@ -209,6 +209,17 @@ test.each<[string, Parameters<typeof workerStatus>[0] | null, RegExp, RegExp]>([
     /^The Talker is being loaded\.$/,
     /Warming up for 1\.0 s; a swap to it takes about 0\.5 s/,
   ],
+  [
+    "swapping",
+    {
+      phase: "loading",
+      residentModel: null,
+      server: { state: "stopping", pid: null, since: 0, lastError: null },
+      lastDecision: { at: 1, action: "swap", reason: "it has work" },
+    },
+    /being swapped/,
+    /^$/,
+  ],
   ["draining", { phase: "draining" }, /finishing 2 jobs before the swap/, /Resident/],
   [
     "drained",

@@ -146,14 +146,14 @@ describe("the bootstrap", () => {
   }
 
   it.each([0, 0.8])("finds no change in pairs of runs from one source, hardly ever (lean %d)", (lean) => {
-    const pairs = 60;
+    const pairs = 40;
     const found = Array.from({ length: pairs }, (_, nth) =>
       changeOf(leaning(2 * nth + 1, 200, lean), leaning(2 * nth + 2, 200, lean), ["mean", 0.5, 0.95], options),
     );
     for (const statistic of [0, 1, 2]) {
       const wrong = found.filter((estimates) => estimates[statistic]!.interval!.low > 0 || estimates[statistic]!.interval!.high < 0);
-      // 95 % intervals: 3 of 60 are expected to be wrong; 10 would come once in some thousand times.
-      expect(wrong.length).toBeLessThanOrEqual(10);
+      // 95 % intervals: 2 of 40 are expected to be wrong; 9 would come once in some thousand times.
+      expect(wrong.length).toBeLessThan(9);
     }
   });
 
@@ -176,7 +176,7 @@ describe("the bootstrap", () => {
   it("gives the same for the same seed, and says nothing about a change from 0", () => {
     const [a, b] = [leaning(1, 100, 0), leaning(2, 100, 0)];
     expect(changeOf(a, b, ["mean", 0.95], options)).toEqual(changeOf(a, b, ["mean", 0.95], options));
-    expect(changeOf(a, b, [0.95], options)).not.toEqual(changeOf(a, b, [0.95], { ...options, seed: 2 }));
+    expect(changeOf(a, b, ["mean"], options)).not.toEqual(changeOf(a, b, ["mean"], { ...options, seed: 2 }));
     expect(changeOf([0, 0], [1, 1], ["mean"], options)).toEqual([{ a: 0, b: 1, change: null, interval: null }]);
   });
 });

@@ -1,6 +1,8 @@
 import { expect, test } from "vitest";
-import { applyRules, RULES } from "../../producers/report/recommendations.ts";
+import { RECOMMENDATIONS } from "../../producers/report/recommendations.ts";
 import { completeReport } from "../../producers/report/report.ts";
+import { RISKS } from "../../producers/report/risks.ts";
+import { applyRules } from "../../producers/report/rules.ts";
 import { proportion } from "../../producers/report/run-row.ts";
 import { type Evidence, judged, type Phase, type PhaseId, type RunRow } from "../../producers/report/schema.ts";
 import { fixtureEvidence } from "../fixtures/report/evidence.ts";
@@ -139,13 +141,14 @@ test.each(CASES)("%s: %# is found, alone, with its condition", (rule, spoil, tex
   const evidence = flawless();
   spoil(evidence);
   const { risks, recommendations } = applyRules(evidence);
-  const { kind, condition } = RULES.find(({ name }) => name === rule)!;
+  const isRisk = RISKS.some(({ name }) => name === rule);
+  const { condition } = (isRisk ? RISKS : RECOMMENDATIONS).find(({ name }) => name === rule)!;
   expect([...risks, ...recommendations].map((it) => it.rule)).toEqual([rule]);
-  expect((kind === "risk" ? risks : recommendations)[0]).toMatchObject({ condition, text: expect.stringMatching(text) });
+  expect((isRisk ? risks : recommendations)[0]).toMatchObject({ condition, text: expect.stringMatching(text) });
 });
 
 test("every rule has a case", () => {
-  expect([...new Set(CASES.map(([rule]) => rule))].sort()).toEqual(RULES.map(({ name }) => name).sort());
+  expect([...new Set(CASES.map(([rule]) => rule))].sort()).toEqual([...RISKS, ...RECOMMENDATIONS].map(({ name }) => name).sort());
 });
 
 test.each<[points: number, level: string, unticked: string[], spoil: (evidence: Evidence) => void]>([

@@ -12,7 +12,7 @@ import { TokenStreamWriter } from "../../queues/token-stream.ts";
 import { describeDeath, isOwnFault, type ServerDeath } from "../gpu/guardrails.ts";
 import type { StageJob, StageProcessor } from "../gpu/manual-worker.ts";
 import type { Resident } from "../gpu/model-slot.ts";
-import { countVote, refuseIfSettled } from "./vote.ts";
+import { countVote, letOthersPass, refuseIfSettled } from "./vote.ts";
 
 /** What differs between solving and explaining. */
 export interface Stage {
@@ -104,6 +104,7 @@ async function runStage(
 ): Promise<StageResult> {
   const data = jobDataSchema.parse(job.data);
   const jobId = clientJobId(job.id!);
+  if (data.sample === 0 && job.attemptsStarted === 1) await letOthersPass(deps.queues, job);
   if ((await cancelledAt(deps.redis, jobId)) !== null) throw new MathllmError("cancelled", "Cancelled on request.");
   const remainingMs = (data.deadlineAt ?? Number.POSITIVE_INFINITY) - Date.now();
   if (remainingMs <= 0) throw new MathllmError("deadline-exceeded", deadlineDetail(data, deps.unavailable()));

@@ -1,10 +1,10 @@
 import { isDeepStrictEqual } from "node:util";
 import { type Ballot, isSettled, tally } from "../../maths/vote.ts";
-import { endSamples } from "../../queues/cancellation.ts";
+import { cancelledAt, endSamples, moveToEnding } from "../../queues/cancellation.ts";
 import type { StageResult } from "../../queues/contracts.ts";
 import { MathllmError, parseFailedReason } from "../../queues/errors.ts";
 import { sampleJobs } from "../../queues/job-stages.ts";
-import { clientJobId, sampleOfId } from "../../queues/names.ts";
+import { clientJobId, NEXT_PRIORITY, sampleOfId } from "../../queues/names.ts";
 import type { Queues } from "../../queues/open-queues.ts";
 import type { StageJob } from "../gpu/manual-worker.ts";
 
@@ -15,6 +15,9 @@ import type { StageJob } from "../gpu/manual-worker.ts";
  *               │                   └─────► failed: a ballot less
  *               └──── the majority is settled ───► cancelled (before its pick, or on the model)
  *   vote     all samples ended ──► counted, without any model ──► completed, or failed when no sample completed
+ *
+ * Half of the samples may settle it, so as soon as the first one is picked the other half lets everyone pass who waits then, unless there is a
+ * deadline: where nobody waits all run at once, and in a backlog most of them never run.
  *
  * What BullMQ has recorded of the samples is all there is: whoever looks at it, whenever, comes to the same conclusion. So a worker may
  * die anywhere. Samples look when they begin and when they end.
@@ -52,6 +55,18 @@ async function settledAmong(queues: Queues, { parent }: StageJob): Promise<numbe
   if (vote === undefined) return null;
   const samples = await readSamples(vote);
   return isSettled(ballots(samples), samples.open) ? samples.open : null;
+}
+
+/** The first sample begins: the half that may not be needed goes behind what waits now in their class. */
+export async function letOthersPass(queues: Queues, { id, data }: StageJob): Promise<void> {
+  if (data.deadlineAt !== undefined) return;
+  const jobId = clientJobId(id!);
+  const samples = await sampleJobs(queues, jobId, data);
+  const waiting = samples.filter((job) => job.processedOn === undefined && job.priority > NEXT_PRIORITY);
+  const spare = waiting.filter((job) => job.data.sample! >= data.samples! / 2);
+  await Promise.all(spare.map((job) => job.changePriority({ priority: job.priority })));
+  // A cancel meanwhile had brought them to the front.
+  if ((await cancelledAt(queues.redis, jobId)) !== null) await moveToEnding(queues, jobId);
 }
 
 /** Throws `cancelled` when this sample would change nothing any more. */

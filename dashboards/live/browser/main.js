@@ -58,10 +58,10 @@ function stop() {
 
 /** Live first, then the last minutes: so none falls between. */
 function listen() {
-  let hasHistory = false;
+  let askedForHistory = false;
   return readEvents(EVENTS_ADDRESS, {
     onOpen: () => {
-      hasHistory = false;
+      askedForHistory = false;
       connection("live", "Live");
     },
     onLost: () => connection("lost", "The API is away. What is shown is old; trying again …"),
@@ -70,8 +70,8 @@ function listen() {
       if (name === "state") view = data;
       else if (name === "sample") history.addSamples([data]);
       else if (id !== undefined) history.addHappenings([{ id, kind: name, ...data }]);
-      if (!hasHistory) {
-        hasHistory = true;
+      if (!askedForHistory) {
+        askedForHistory = true;
         void readHistory();
       }
       soon();

@@ -61,8 +61,10 @@ export function headline(gpu, now) {
   }
   if (residentModel !== null)
     return { title: `The ${NAMES[residentModel]} is ready, nothing runs.`, more: [since, why].filter(Boolean).join(" "), model };
-  if (server.state === "stopping" || server.state === "failed")
-    return { title: "A model server is being stopped.", more: server.lastError === null ? "" : sentence(server.lastError), model };
+  if (server.state === "stopping" || server.state === "failed") {
+    const title = gpu.lastDecision?.action === "swap" ? "The models are being swapped." : "A model server is being stopped.";
+    return { title, more: server.lastError === null ? "" : sentence(server.lastError), model };
+  }
   return { title: "The GPU is free.", more: why || "No model is loaded; the next problem loads one.", model };
 }
 

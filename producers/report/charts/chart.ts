@@ -105,7 +105,7 @@ export const shortened = (text: string, length: number) => (text.length <= lengt
 
 const AXIS_LABEL = { color: colour("muted"), fontSize: 12, hideOverlap: true };
 
-export function valueAxis(name: string, { axisLabel, ...more }: { axisLabel?: object; [option: string]: unknown } = {}) {
+function valueAxis(name: string, { axisLabel, ...more }: { axisLabel?: object; [option: string]: unknown } = {}) {
   return {
     type: "value",
     name,
@@ -252,4 +252,9 @@ export function darkRules(selector: string): string {
 /** An SVG file of its own follows the viewer's theme. */
 export function standalone(svg: string): string {
   return svg.replace("</desc>", `</desc><style>@media (prefers-color-scheme: dark){${darkRules("svg")}}</style>`);
+}
+
+/** Where a graph's own file is, from the report's folder. */
+export function graphFile(chartId: string): string {
+  return `graphs/${chartId}.svg`;
 }
