@@ -3,7 +3,7 @@ import { publishedModels } from "../queues/answer-cache.ts";
 import { digestOf, explainKey, isCacheable, solveKey, talkKey } from "../queues/cache-key.ts";
 import type { Redis } from "../queues/connection.ts";
 import type { JobRequest, PublishedModel, StageResult } from "../queues/contracts.ts";
-import type { JobKind, Role } from "../queues/names.ts";
+import { type JobKind, ROLES, type Role } from "../queues/names.ts";
 
 /** Which model answers is asked of Redis this often at most. */
 const MODELS_MS = 1000;
@@ -48,7 +48,8 @@ export class AnswerLookup {
   async findMany(asked: { kind: JobKind; request: JobRequest }[]): Promise<Lookup[]> {
     const isSought = ({ request }: { request: JobRequest }) => isCacheable(request) && request.cache !== "refresh";
     if (!asked.some(isSought)) return asked.map(() => NOT_SOUGHT);
-    const { student, talker } = await this.#published();
+    const needed = ROLES.filter((role) => asked.some((each) => isSought(each) && rolesOf(each.kind).includes(role)));
+    const { student, talker } = await this.#published(needed);
     const stages = asked.map((each) => {
       const { kind, request } = each;
       if (!isSought(each)) return NOT_SOUGHT;
@@ -74,7 +75,16 @@ export class AnswerLookup {
     });
   }
 
-  #published(): Promise<Partial<Record<Role, PublishedModel>>> {
+  /** A model that is missing from what is remembered may have been loaded since: it is asked for again. */
+  async #published(needed: readonly Role[]): Promise<Partial<Record<Role, PublishedModel>>> {
+    const askedAt = this.#askedAt;
+    const remembered = await this.#lately();
+    if (this.#askedAt !== askedAt || needed.every((role) => remembered[role] !== undefined)) return remembered;
+    this.#models = undefined;
+    return this.#lately();
+  }
+
+  #lately(): Promise<Partial<Record<Role, PublishedModel>>> {
     if (this.#models === undefined || performance.now() - this.#askedAt > MODELS_MS) {
       this.#askedAt = performance.now();
       const asked = publishedModels(this.#redis);
@@ -86,6 +96,8 @@ export class AnswerLookup {
     return this.#models;
   }
 }
+
+const rolesOf = (kind: JobKind): readonly Role[] => (kind === "explain" ? ROLES : kind === "talk" ? ["talker"] : ["student"]);
 
 function hitOf(cacheKey: string, found: Map<string, CacheEntry>): Hit | null {
   const entry = found.get(cacheKey);

@@ -1,8 +1,10 @@
 import express, { type Express, type Router } from "express";
 import type { Logger } from "pino";
 import type { AnswerCache } from "../queues/answer-cache.ts";
+import type { ApiDocument } from "../queues/api-document.ts";
 import { type ApiKeys, hasRole } from "../queues/api-keys.ts";
 import type { Config } from "../queues/config.ts";
+import type { MetricCounts } from "../queues/metrics.ts";
 import type { Queues } from "../queues/open-queues.ts";
 import { BOARD_PATH } from "./access.ts";
 import { Admission } from "./admission.ts";
@@ -29,6 +31,7 @@ import { healthRoutes } from "./routes/health.ts";
 import { jobEventsRoute } from "./routes/job-events.ts";
 import { jobsRoute } from "./routes/jobs.ts";
 import { metricsRoute } from "./routes/metrics.ts";
+import { openapiRoute } from "./routes/openapi.ts";
 import { queuesRoute } from "./routes/queues.ts";
 import { solveRoute } from "./routes/solve.ts";
 import { webhookRoute } from "./routes/webhook.ts";
@@ -50,6 +53,10 @@ export interface AppDeps {
   boards?: Record<"local" | "read" | "admin", Router>;
   /** The live page at `/`, and its files. */
   page?: Router;
+  /** The pages below `/docs`. */
+  docs?: Router;
+  document: ApiDocument;
+  counts: MetricCounts;
 }
 
 const LINKS = {
@@ -67,6 +74,8 @@ const LINKS = {
   queues: "/queues",
   cache: "/cache",
   metrics: "/metrics",
+  openapi: "/openapi.json",
+  docs: "/docs",
   health: "/healthz",
   ready: "/readyz",
   board: BOARD_PATH,
@@ -87,6 +96,9 @@ export function createApp({
   log,
   boards,
   page,
+  docs,
+  document,
+  counts,
 }: AppDeps): Express {
   const app = express();
   app.disable("x-powered-by");
@@ -104,6 +116,8 @@ export function createApp({
     });
   }
   if (page !== undefined) app.use(page);
+  if (docs !== undefined) app.use("/docs", docs);
+  app.use("/openapi.json", openapiRoute(document));
   app.get("/", (_request, response) => {
     response.json({ name: "mathllm", links: LINKS });
   });
@@ -123,7 +137,7 @@ export function createApp({
   app.use(healthRoutes(queues));
   app.use("/v1", openaiRouter({ queues, config, stories, cache, batches, submitOptions, log }));
   app.use(unknownAddress);
-  app.use("/v1", openaiErrors(queues.redis, log));
-  app.use(problemHandler(queues.redis, log));
+  app.use("/v1", openaiErrors(queues.redis, log, counts));
+  app.use(problemHandler(queues.redis, log, counts));
   return app;
 }

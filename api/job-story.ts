@@ -145,8 +145,10 @@ export class JobStory {
     if (this.#sourceId === undefined) this.#listen(this.jobId);
     const view = await lookup.view(this.jobId);
     const isEnd = view === undefined || TERMINAL_STATUSES.includes(view.status);
-    if (view === undefined) this.#textIsWhole = true;
-    else {
+    if (view === undefined) {
+      this.#view = undefined;
+      this.#textIsWhole = true;
+    } else {
       // The look itself may have given a follower another leader.
       await this.#follow(cacheEntryOf(this.jobId) === undefined ? ((await lookup.leaderOf(this.jobId)) ?? this.jobId) : this.jobId);
       if (this.#wantsText) await this.#readText(view, isEnd);

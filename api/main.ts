@@ -4,10 +4,12 @@ import type { AddressInfo } from "node:net";
 import type { Router } from "express";
 import type { Logger } from "pino";
 import { AnswerCache } from "../queues/answer-cache.ts";
+import type { ApiDocument } from "../queues/api-document.ts";
 import { ApiKeys } from "../queues/api-keys.ts";
 import type { Config } from "../queues/config.ts";
 import { openRedis, type Redis, redisErrorLog, waitForRedis } from "../queues/connection.ts";
 import { MathllmError } from "../queues/errors.ts";
+import { MetricCounts } from "../queues/metrics.ts";
 import { openQueues, type Queues } from "../queues/open-queues.ts";
 import { AnswerLookup } from "./answer-lookup.ts";
 import { type AppDeps, createApp } from "./app.ts";
@@ -18,6 +20,7 @@ import { JobLookup } from "./job-lookup.ts";
 import { JobStories } from "./job-stories.ts";
 import { KeyGate } from "./key-gate.ts";
 import { pagePolicy } from "./middleware/security-headers.ts";
+import { openapiDocument } from "./openapi.ts";
 import { TokenFeed } from "./token-feed.ts";
 import { Webhooks } from "./webhooks.ts";
 
@@ -32,6 +35,9 @@ export interface ApiOptions {
   createBoard?: (queues: Queues, view: keyof NonNullable<AppDeps["boards"]>) => Router;
   /** `policy`: the Content-Security-Policy of pages. */
   createPage?: (policy: string) => Router;
+  createDocs?: (document: ApiDocument, policy: string) => Router;
+  /** Of the program, for the OpenAPI document. */
+  version?: string;
 }
 
 export interface RunningApi {
@@ -45,7 +51,15 @@ export interface RunningApi {
  * Connects, brings the keys of `API_KEYS` in, and listens. Throws `redis-unavailable`, `port-in-use`, or `invalid-configuration` for an
  * address that others can reach without a key, with nothing left open.
  */
-export async function startApi({ config, redisUrl, log, createBoard, createPage }: ApiOptions): Promise<RunningApi> {
+export async function startApi({
+  config,
+  redisUrl,
+  log,
+  createBoard,
+  createPage,
+  createDocs,
+  version = "0",
+}: ApiOptions): Promise<RunningApi> {
   const onError = redisErrorLog(log);
   const connections: Redis[] = [];
   const connect = (profile: "producer" | "worker") => {
@@ -73,7 +87,8 @@ export async function startApi({ config, redisUrl, log, createBoard, createPage 
   const tokens = new TokenFeed(redis, connect("worker"), onError);
   const lookup = new JobLookup(queues, config, cache);
   const stories = new JobStories({ queues, lookup, completions, tokens, onError });
-  const webhooks = new Webhooks({ redis, connect: () => connect("worker"), config, lookup, completions, log, onError });
+  const counts = new MetricCounts(redis, onError);
+  const webhooks = new Webhooks({ redis, connect: () => connect("worker"), config, lookup, completions, counts, log, onError });
   const batches = new Batches({ queues, config, cache, answers: new AnswerLookup(redis, cache), lookup, onError });
   const gpuEvents = new GpuEventFeed(connect("worker"), onError);
   const boards = createBoard && {
@@ -82,8 +97,27 @@ export async function startApi({ config, redisUrl, log, createBoard, createPage 
     admin: createBoard(queues, "admin"),
   };
   const page = createPage?.(pagePolicy());
+  const document = openapiDocument(version);
+  const docs = createDocs?.(document, pagePolicy());
   const server = http.createServer(
-    createApp({ batches, queues, config, cache, completions, stories, gpuEvents, apiKeys, gate, webhooks, log, boards, page }),
+    createApp({
+      batches,
+      queues,
+      config,
+      cache,
+      completions,
+      stories,
+      gpuEvents,
+      apiKeys,
+      gate,
+      webhooks,
+      counts,
+      log,
+      boards,
+      page,
+      docs,
+      document,
+    }),
   );
   // Without this a kept-alive connection whose long poll was just answered holds `close` up until its client drops it.
   server.on("request", (_request, response) =>
@@ -104,6 +138,7 @@ export async function startApi({ config, redisUrl, log, createBoard, createPage 
     clearTimeout(cut);
     await webhooks.close();
     await cache.flush().catch(onError);
+    await counts.flush();
     await queues.close();
     disconnect();
   };

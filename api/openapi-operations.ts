@@ -1,3 +1,4 @@
+import type { Content } from "../queues/api-document.ts";
 import { BATCH_STATUSES } from "../queues/batch-contracts.ts";
 import type { ErrorCode } from "../queues/errors.ts";
 import { KEPT_MINUTES } from "../queues/gpu-samples.ts";
@@ -17,8 +18,8 @@ export interface Answer {
   about: string;
   /** Default: `application/json`. */
   type?: string;
-  /** A component, one of several, or a text that is not described further; absent without a body. */
-  schema?: AnswerName | AnswerName[] | "text";
+  /** A component, or what is not described further; absent without a body. */
+  schema?: AnswerName | "text" | "object";
   example?: unknown;
   headers?: Record<string, string>;
 }
@@ -30,7 +31,7 @@ export interface Operation {
   path?: Record<string, Parameter>;
   query?: Record<string, Parameter>;
   headers?: Record<string, Parameter>;
-  body?: { schema: RequestName; example: unknown; optional?: boolean } | { types: Record<string, Record<string, unknown>> };
+  body?: { schema: RequestName; example: unknown; optional?: boolean } | { types: Record<string, Content> };
   answers: Record<number, Answer>;
   /** Beside those that every address may answer with. */
   problems?: ErrorCode[];
@@ -39,7 +40,10 @@ export interface Operation {
 export const TAGS = [
   { name: "Problems", description: "Hand a problem in, follow it, cancel it." },
   { name: "Batches", description: "Many problems at once, as JSON or JSONL of any size." },
-  { name: "OpenAI", description: "The forms of the OpenAI API, for its clients: chat, models, files and batches. Errors come in its envelope." },
+  {
+    name: "OpenAI",
+    description: "The forms of the OpenAI API, for its clients: chat, models, files and batches. Errors come in its envelope.",
+  },
   { name: "GPU", description: "What is resident, what was decided and why, and an operator's commands." },
   { name: "Queues and cache", description: "Depths, rate limits, cached answers." },
   { name: "System", description: "Health, metrics, pages and this document." },
@@ -56,7 +60,10 @@ const idempotencyKey = {
 };
 const lastEventId = { about: "The id of the last event that was heard: the stream goes on after it.", schema: text };
 const from = { about: "The first line, from 0.", schema: whole(0, 1e7, 0) };
-const page = { limit: { about: "The most that are listed.", schema: whole(1, 100, 20) }, after: { about: "List what comes after this id.", schema: text } };
+const page = {
+  limit: { about: "The most that are listed.", schema: whole(1, 100, 20) },
+  after: { about: "List what comes after this id.", schema: text },
+};
 const REFUSED: ErrorCode[] = ["queue-full", "deadline-unmeetable", "too-many-jobs"];
 const eventStream = (about: string): Answer => ({ about, type: "text/event-stream", schema: "text" });
 
@@ -79,7 +86,12 @@ export const OPERATIONS: Record<string, Partial<Record<string, Operation>>> = {
       headers: { "Idempotency-Key": idempotencyKey },
       body: { schema: "SolveRequest", example: examples.SOLVE },
       answers: {
-        200: { about: "The answer was in the cache.", schema: "JobView", example: examples.CACHED_VIEW, headers: { Location: "Where the view is." } },
+        200: {
+          about: "The answer was in the cache.",
+          schema: "JobView",
+          example: examples.CACHED_VIEW,
+          headers: { Location: "Where the view is." },
+        },
         202: {
           about: "Accepted.",
           schema: "Accepted",
@@ -95,7 +107,12 @@ export const OPERATIONS: Record<string, Partial<Record<string, Operation>>> = {
       tag: "Problems",
       summary: "Look at a job, or wait for its end",
       path: { id: jobId },
-      query: { wait: { about: "Seconds: answer when the job has ended, at the latest after so long.", schema: { type: "number", minimum: 0, maximum: 60, default: 0 } } },
+      query: {
+        wait: {
+          about: "Seconds: answer when the job has ended, at the latest after so long.",
+          schema: { type: "number", minimum: 0, maximum: 60, default: 0 },
+        },
+      },
       answers: { 200: { about: "As it stands.", schema: "JobView", example: examples.JOB_VIEW } },
       problems: ["unknown-job"],
     },
@@ -111,7 +128,8 @@ export const OPERATIONS: Record<string, Partial<Record<string, Operation>>> = {
     GET: {
       tag: "Problems",
       summary: "Follow a job as it happens",
-      about: "Server-sent events: state, position, model, token, result. A late listener gets the whole story; after result the stream ends.",
+      about:
+        "Server-sent events: state, position, model, token, result. A late listener gets the whole story; after result the stream ends.",
       path: { id: jobId },
       headers: { "Last-Event-ID": lastEventId },
       answers: { 200: { ...eventStream("The job's story."), example: examples.EVENTS }, 204: { about: "Last-Event-ID was the end." } },
@@ -143,7 +161,9 @@ export const OPERATIONS: Record<string, Partial<Record<string, Operation>>> = {
           "application/jsonl": { schema: text, example: examples.BATCH_LINES },
         },
       },
-      answers: { 202: { about: "All lines are in Redis, or reported.", schema: "BatchAccepted", headers: { Location: "Where the batch is." } } },
+      answers: {
+        202: { about: "All lines are in Redis, or reported.", schema: "BatchAccepted", headers: { Location: "Where the batch is." } },
+      },
       problems: [...REFUSED, "idempotency-conflict"],
     },
     GET: {
@@ -166,7 +186,10 @@ export const OPERATIONS: Record<string, Partial<Record<string, Operation>>> = {
       tag: "Batches",
       summary: "Cancel a batch; what is done stays",
       path: { id: batchId },
-      answers: { 200: { about: "It had ended before.", schema: "BatchView" }, 202: { about: "It is being cancelled.", schema: "BatchView" } },
+      answers: {
+        200: { about: "It had ended before.", schema: "BatchView" },
+        202: { about: "It is being cancelled.", schema: "BatchView" },
+      },
       problems: ["unknown-batch"],
     },
   },
@@ -198,7 +221,8 @@ export const OPERATIONS: Record<string, Partial<Record<string, Operation>>> = {
     POST: {
       tag: "OpenAI",
       summary: "Complete a conversation",
-      about: `Through the same queues, cache and limits; a client that leaves cancels its job. service_tier names the class: priority is interactive, flex is batch.`,
+      about:
+        "Through the same queues, cache and limits; a client that leaves cancels its job. service_tier names the class: priority is interactive, flex is batch.",
       headers: {
         "X-Mathllm-Priority": { about: "The class.", schema: { type: "string", enum: PRIORITY_CLASSES } },
         "X-Mathllm-Cache": { about: "As cache of POST /solve.", schema: { type: "string", enum: ["auto", "on", "off", "refresh"] } },
@@ -274,7 +298,13 @@ export const OPERATIONS: Record<string, Partial<Record<string, Operation>>> = {
     },
   },
   "/v1/files/:id": {
-    GET: { tag: "OpenAI", summary: "Look at a file", path: { id: fileId() }, answers: { 200: { about: "The file.", schema: "File" } }, problems: ["not-found"] },
+    GET: {
+      tag: "OpenAI",
+      summary: "Look at a file",
+      path: { id: fileId() },
+      answers: { 200: { about: "The file.", schema: "File" } },
+      problems: ["not-found"],
+    },
     DELETE: {
       tag: "OpenAI",
       summary: "Delete a file",
@@ -303,7 +333,13 @@ export const OPERATIONS: Record<string, Partial<Record<string, Operation>>> = {
     GET: { tag: "OpenAI", summary: "List batches of this form", query: page, answers: { 200: { about: "A page.", schema: "BatchPage" } } },
   },
   "/v1/batches/:id": {
-    GET: { tag: "OpenAI", summary: "Look at a batch", path: { id: batchId }, answers: { 200: { about: "As it stands.", schema: "Batch" } }, problems: ["not-found"] },
+    GET: {
+      tag: "OpenAI",
+      summary: "Look at a batch",
+      path: { id: batchId },
+      answers: { 200: { about: "As it stands.", schema: "Batch" } },
+      problems: ["not-found"],
+    },
   },
   "/v1/batches/:id/cancel": {
     POST: {
@@ -342,12 +378,19 @@ export const OPERATIONS: Record<string, Partial<Record<string, Operation>>> = {
   "/gpu/drain": command("Take no more jobs until resumed; running ones end"),
   "/gpu/resume": command("Take jobs again"),
   "/gpu/swap": {
-    POST: { ...command("Load this model next, whatever the policy says").POST, body: { schema: "SwapCommand", example: { model: "talker" } } },
+    POST: {
+      ...command("Load this model next, whatever the policy says").POST,
+      body: { schema: "SwapCommand", example: { model: "talker" } },
+    },
   },
   "/gpu/release": command("Unload the model; the next job loads one again"),
   "/gpu/reset": command("Forget the answers to out-of-memory and close the circuits"),
   "/queues": {
-    GET: { tag: "Queues and cache", summary: "Depths, expected waits and rate limits", answers: { 200: { about: "Of both queues.", schema: "Queues" } } },
+    GET: {
+      tag: "Queues and cache",
+      summary: "Depths, expected waits and rate limits",
+      answers: { 200: { about: "Of both queues.", schema: "Queues" } },
+    },
   },
   "/queues/:model/rate-limit": {
     PUT: {
@@ -367,7 +410,11 @@ export const OPERATIONS: Record<string, Partial<Record<string, Operation>>> = {
     },
   },
   "/cache": {
-    GET: { tag: "Queues and cache", summary: "What the cache holds and how it served", answers: { 200: { about: "Since the beginning.", schema: "CacheStats" } } },
+    GET: {
+      tag: "Queues and cache",
+      summary: "What the cache holds and how it served",
+      answers: { 200: { about: "Since the beginning.", schema: "CacheStats" } },
+    },
     DELETE: { tag: "Queues and cache", summary: "Clear the cache", answers: { 200: { about: "Cleared.", schema: "CacheDropped" } } },
   },
   "/cache/:id": {
@@ -384,10 +431,19 @@ export const OPERATIONS: Record<string, Partial<Record<string, Operation>>> = {
     GET: {
       tag: "System",
       summary: "Whether jobs are being worked on",
-      answers: { 200: { about: "With Redis and a live worker.", schema: "Readiness" }, 503: { about: "Without; reason says which is missing.", schema: "Readiness" } },
+      answers: {
+        200: { about: "With Redis and a live worker.", schema: "Readiness" },
+        503: { about: "Without; reason says which is missing.", schema: "Readiness" },
+      },
     },
   },
-  "/metrics": { GET: { tag: "System", summary: "Metrics for Prometheus", answers: { 200: { about: "Every API process tells the same.", type: "text/plain", schema: "text" } } } },
+  "/metrics": {
+    GET: {
+      tag: "System",
+      summary: "Metrics for Prometheus",
+      answers: { 200: { about: "Every API process tells the same.", type: "text/plain", schema: "text" } },
+    },
+  },
   "/": {
     GET: {
       tag: "System",
@@ -396,10 +452,18 @@ export const OPERATIONS: Record<string, Partial<Record<string, Operation>>> = {
     },
   },
   "/live/:name": {
-    GET: { tag: "System", summary: "Files of the live page", path: { name: fileName("main.js") }, answers: { 200: { about: "The file.", type: "text/plain", schema: "text" } }, problems: ["not-found"] },
+    GET: {
+      tag: "System",
+      summary: "Files of the live page",
+      path: { name: fileName("main.js") },
+      answers: { 200: { about: "The file.", type: "text/plain", schema: "text" } },
+      problems: ["not-found"],
+    },
   },
-  "/openapi.json": { GET: { tag: "System", summary: "This document", answers: { 200: { about: "OpenAPI 3.1." } } } },
-  "/docs": { GET: { tag: "System", summary: "This document as a page", answers: { 200: { about: "A page.", type: "text/html", schema: "text" } } } },
+  "/openapi.json": { GET: { tag: "System", summary: "This document", answers: { 200: { about: "OpenAPI 3.1.", schema: "object" } } } },
+  "/docs": {
+    GET: { tag: "System", summary: "This document as a page", answers: { 200: { about: "A page.", type: "text/html", schema: "text" } } },
+  },
   "/docs/:name": {
     GET: {
       tag: "System",
@@ -410,7 +474,11 @@ export const OPERATIONS: Record<string, Partial<Record<string, Operation>>> = {
     },
   },
   [BOARD_PATH]: {
-    GET: { tag: "System", summary: "Bull Board, both queues; what an admin may change there goes through its own addresses below", answers: { 200: { about: "A page.", type: "text/html", schema: "text" } } },
+    GET: {
+      tag: "System",
+      summary: "Bull Board, both queues; what an admin may change there goes through its own addresses below",
+      answers: { 200: { about: "A page.", type: "text/html", schema: "text" } },
+    },
   },
 };
 

@@ -1,7 +1,15 @@
 import { z } from "zod";
 import { cacheStatsSchema } from "../queues/answer-cache.ts";
+import type { JsonSchema } from "../queues/api-document.ts";
 import { batchAcceptedSchema, batchLineErrorSchema, batchResultSchema, batchViewSchema } from "../queues/batch-contracts.ts";
-import { acceptedSchema, jobViewSchema, readinessSchema, samplingSchema, solveRequestSchema, webhookViewSchema } from "../queues/contracts.ts";
+import {
+  acceptedSchema,
+  jobViewSchema,
+  readinessSchema,
+  samplingSchema,
+  solveRequestSchema,
+  webhookViewSchema,
+} from "../queues/contracts.ts";
 import { GPU_EVENT_KINDS } from "../queues/gpu-events.ts";
 import { gpuSampleSchema } from "../queues/gpu-samples.ts";
 import { gpuViewSchema } from "../queues/gpu-view.ts";
@@ -50,7 +58,9 @@ const openaiBatchSchema = z.object({
   id: z.string(),
   object: z.literal("batch"),
   endpoint: z.literal("/v1/chat/completions"),
-  errors: z.object({ object: z.literal("list"), data: z.array(z.object({ code: z.string(), line: z.number(), message: z.string() })) }).nullable(),
+  errors: z
+    .object({ object: z.literal("list"), data: z.array(z.object({ code: z.string(), line: z.number(), message: z.string() })) })
+    .nullable(),
   input_file_id: z.string(),
   completion_window: z.string(),
   status: z.enum(["validating", "in_progress", "completed", "cancelling", "cancelled"]),
@@ -133,7 +143,6 @@ export const ANSWERS = {
 
 export type RequestName = keyof typeof REQUESTS;
 export type AnswerName = keyof typeof ANSWERS;
-type JsonSchema = Record<string, unknown> & { properties?: Record<string, JsonSchema> };
 
 /** What the types don't say, by schema and property. */
 export const FIELD_NOTES: Partial<Record<RequestName | AnswerName, Record<string, string>>> = {
@@ -145,7 +154,8 @@ export const FIELD_NOTES: Partial<Record<RequestName | AnswerName, Record<string
     sampling: "How the text is drawn. The default is the same text every time.",
     samples: "So many solutions are drawn, and the answer is what most of them say. Needs a temperature above 0.",
     expected: "The right answer: the result then says whether its own is equal.",
-    cache: "auto: an answer at temperature 0 may come from the cache and is kept there; on: any; off: none; refresh: computed anew, then kept.",
+    cache:
+      "auto: an answer at temperature 0 may come from the cache and is kept there; on: any; off: none; refresh: computed anew, then kept.",
     timeoutMs: "From acceptance to the end, queueing included.",
     webhook: "When the job has ended its view is posted there, signed.",
     metadata: "Up to 16 texts that come back in the view.",

@@ -1,3 +1,4 @@
+import type { ApiDocument, ApiOperation } from "../queues/api-document.ts";
 import { ERROR_GUIDE } from "../queues/error-guide.ts";
 import { ERRORS, type ErrorCode, MathllmError, problemOf } from "../queues/errors.ts";
 import { METRICS } from "../queues/metrics.ts";
@@ -6,11 +7,8 @@ import { envelopeOf } from "./openai/errors.ts";
 import { type Answer, OPERATIONS, type Operation, type Parameter, TAGS } from "./openapi-operations.ts";
 import { componentSchemas } from "./openapi-schemas.ts";
 
-type Json = Record<string, unknown>;
-export type OpenapiDocument = ReturnType<typeof openapiDocument>;
-
 /** The OpenAPI 3.1 document of `createApp`. `x-problem-types` and `x-metrics` carry what OpenAPI has no place for. */
-export function openapiDocument(version: string) {
+export function openapiDocument(version: string): ApiDocument {
   return {
     openapi: "3.1.0",
     info: {
@@ -49,7 +47,7 @@ export function openapiDocument(version: string) {
   };
 }
 
-function operationObject(address: string, method: string, operation: Operation): Json {
+function operationObject(address: string, method: string, operation: Operation): ApiOperation {
   const { tag, summary, about, body, answers } = operation;
   const need = ACCESS[address]?.[method as keyof (typeof ACCESS)[string]] ?? "any";
   const parameters = [
@@ -79,7 +77,10 @@ function operationId(address: string, method: string): string {
   return method.toLowerCase() + words.map((word) => word[0]!.toUpperCase() + word.slice(1)).join("");
 }
 
-function parametersOf(place: "path" | "query" | "header", parameters: Record<string, Parameter> = {}): Json[] {
+function parametersOf(
+  place: "path" | "query" | "header",
+  parameters: Record<string, Parameter> = {},
+): NonNullable<ApiOperation["parameters"]> {
   return Object.entries(parameters).map(([name, { about, schema, example }]) => ({
     name,
     in: place,
@@ -90,15 +91,14 @@ function parametersOf(place: "path" | "query" | "header", parameters: Record<str
   }));
 }
 
-function requestBody(body: NonNullable<Operation["body"]>): Json {
+function requestBody(body: NonNullable<Operation["body"]>): NonNullable<ApiOperation["requestBody"]> {
   if ("types" in body) return { required: true, content: body.types };
   const { schema, example, optional = false } = body;
   return { required: !optional, content: { "application/json": { schema: reference(schema), example } } };
 }
 
-function responseOf({ about, type = "application/json", schema, example, headers }: Answer): Json {
-  const described = schema === undefined || schema === "text" ? { type: schema === "text" ? "string" : "object" } : refersTo(schema);
-  const isEmpty = schema === undefined && type === "application/json" && about !== "OpenAPI 3.1.";
+function responseOf({ about, type = "application/json", schema, example, headers }: Answer): ApiOperation["responses"][string] {
+  const described = schema === "text" ? { type: "string" } : schema === "object" ? { type: "object" } : reference(schema ?? "");
   return {
     description: about,
     ...(headers === undefined
@@ -108,12 +108,11 @@ function responseOf({ about, type = "application/json", schema, example, headers
             Object.entries(headers).map(([name, description]) => [name, { description, schema: { type: "string" } }]),
           ),
         }),
-    ...(isEmpty ? {} : { content: { [type]: { schema: described, ...(example === undefined ? {} : { example }) } } }),
+    ...(schema === undefined ? {} : { content: { [type]: { schema: described, ...(example === undefined ? {} : { example }) } } }),
   };
 }
 
 const reference = (name: string) => ({ $ref: `#/components/schemas/${name}` });
-const refersTo = (schema: string | string[]) => (Array.isArray(schema) ? { anyOf: schema.map(reference) } : reference(schema));
 
 /** The codes that an operation may answer with. */
 export function problemsOf({ body, path, query, headers, problems = [], tag }: Operation, need: Need): ErrorCode[] {
@@ -126,7 +125,7 @@ export function problemsOf({ body, path, query, headers, problems = [], tag }: O
   return codes;
 }
 
-function problemResponses(isOpenai: boolean, codes: ErrorCode[], answers: Operation["answers"]): Json {
+function problemResponses(isOpenai: boolean, codes: ErrorCode[], answers: Operation["answers"]): ApiOperation["responses"] {
   const shown = (code: ErrorCode) => {
     const error = new MathllmError(code, ERROR_GUIDE[code].cause);
     if (!isOpenai) return { status: error.status, body: problemOf(error) };

@@ -6,6 +6,7 @@ import type { Config } from "../queues/config.ts";
 import type { Redis } from "../queues/connection.ts";
 import { type JobView, TERMINAL_STATUSES, type WebhookView, webhookViewSchema } from "../queues/contracts.ts";
 import { MathllmError } from "../queues/errors.ts";
+import type { MetricCounts } from "../queues/metrics.ts";
 import { KEY_PREFIX, keys } from "../queues/names.ts";
 import type { JobCompletions } from "./job-completions.ts";
 import type { JobLookup } from "./job-lookup.ts";
@@ -54,6 +55,7 @@ export interface WebhooksOptions {
   config: Config;
   lookup: JobLookup;
   completions: JobCompletions;
+  counts: MetricCounts;
   log: Logger;
   onError: (error: Error) => void;
   resolve?: Resolve;
@@ -233,7 +235,7 @@ export class Webhooks {
     updateProgress: (value: Attempts) => Promise<void>;
   }): Promise<null> {
     const { jobId, url, body } = job.data;
-    const { log, config } = this.#options;
+    const { log, config, counts } = this.#options;
     const { secrets, allowPrivate, timeoutMs } = config.webhooks;
     const signal = AbortSignal.timeout(timeoutMs);
     const { isFinal, ...attempt } = await callWebhook(
@@ -242,6 +244,7 @@ export class Webhooks {
     );
     const earlier = attemptsSchema.safeParse(job.progress).data ?? [];
     await job.updateProgress([...earlier, attempt].slice(-KEPT_ATTEMPTS));
+    counts.count("mathllm_webhook_attempts_total", { outcome: attempt.error === null ? "delivered" : "failed" });
     // The URL may carry a secret.
     log.info({ jobId, host: new URL(url).host, attempt: job.attemptsMade + 1, ...attempt }, "webhook");
     if (attempt.error === null) return null;

@@ -1,12 +1,13 @@
 import type { Command } from "commander";
 import { startApi } from "../api/main.ts";
 import { createBoard } from "../dashboards/board.ts";
+import { createDocs } from "../dashboards/docs/router.ts";
 import { createLivePage } from "../dashboards/live/page.ts";
 import { readConfig } from "../queues/config.ts";
 import { engineFactory } from "../workers/engines/engines.ts";
 import { startGpuWorker } from "../workers/main.ts";
 import { EXIT_FAILED, logTo, type Run, say } from "./run.ts";
-import { startSystem, untilSignalled, withRedis } from "./system.ts";
+import { startSystem, untilSignalled, VERSION, withRedis } from "./system.ts";
 
 /** `start`, and its parts alone: `api`, `worker`. */
 export function addStart(program: Command, run: Run): void {
@@ -29,6 +30,7 @@ async function runStart(): Promise<number> {
   const system = await startSystem(process.env, log);
   say(`mathllm is up. Ctrl-C drains and stops; a second one stops at once.
   live page    ${system.url}
+  docs         ${system.url}/docs
   Bull Board   ${system.url}/dashboards/queues
   ready?       ${system.url}/readyz
   try it       curl -s ${system.url}/solve -H 'content-type: application/json' -d '{"problem":"What is 17 + 25?"}'
@@ -46,7 +48,7 @@ async function runApi(): Promise<number> {
   const config = readConfig();
   const log = logTo(config).child({ process: "api" });
   return withRedis(config, log, async (redisUrl) => {
-    const api = await startApi({ config, redisUrl, log, createBoard, createPage: createLivePage });
+    const api = await startApi({ config, redisUrl, log, createBoard, createPage: createLivePage, createDocs, version: VERSION });
     say(`API  ${api.url}\n`);
     return untilSignalled(
       () => api.close(),

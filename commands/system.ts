@@ -4,6 +4,7 @@ import path from "node:path";
 import type { Logger } from "pino";
 import { startApi } from "../api/main.ts";
 import { createBoard } from "../dashboards/board.ts";
+import { createDocs } from "../dashboards/docs/router.ts";
 import { createLivePage } from "../dashboards/live/page.ts";
 import { type Config, readConfig } from "../queues/config.ts";
 import { type EmbeddedRedis, startEmbeddedRedis } from "../queues/embedded-redis.ts";
@@ -101,6 +102,8 @@ export async function startSystem(env: NodeJS.ProcessEnv, log: Logger, dieWithPa
       log: log.child({ process: "api" }),
       createBoard,
       createPage: createLivePage,
+      createDocs,
+      version: VERSION,
     });
     worker.start();
     return {

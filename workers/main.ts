@@ -10,6 +10,7 @@ import { MathllmError } from "../queues/errors.ts";
 import { commandDone, type GpuControl, readGpuControl } from "../queues/gpu-control.ts";
 import { addGpuEvent, type GpuEventKind } from "../queues/gpu-events.ts";
 import { addGpuSample } from "../queues/gpu-samples.ts";
+import { MetricCounts } from "../queues/metrics.ts";
 import { CLASS_PRIORITY, keys, NEXT_PRIORITY, type PriorityClass, ROLES, type Role } from "../queues/names.ts";
 import { openQueues } from "../queues/open-queues.ts";
 import { liveWorkers, pruneStatuses, publishStatus, removeStatus } from "../queues/worker-status.ts";
@@ -29,6 +30,7 @@ import { readIntoPageCache } from "./gpu/page-cache.ts";
 import { claimLoad, peersOf } from "./gpu/peers.ts";
 import { POLICIES } from "./gpu/policy.ts";
 import { publishLoaded, retractOutdated } from "./gpu/published-model.ts";
+import { StageMetrics } from "./gpu/stage-metrics.ts";
 import { takeGpu } from "./gpu/succession.ts";
 import { Telemetry, type TelemetryKind } from "./gpu/telemetry.ts";
 import { residentMemoryBytes, TelemetrySampler } from "./gpu/telemetry-sampler.ts";
@@ -172,10 +174,17 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     log,
   });
   const tally = new JobTally();
+  const counts = new MetricCounts(redis, onError);
+  const metrics = new StageMetrics(counts);
   for (const role of ROLES) {
-    workers[role].on("completed", () => tally.completed(role));
+    workers[role].on("completed", (job, result) => {
+      tally.completed(role);
+      metrics.completed(role, job, result);
+    });
     workers[role].on("failed", (job, error) => {
-      if (job?.finishedOn !== undefined) tally.failed(role, error.message);
+      if (job?.finishedOn === undefined) return;
+      tally.failed(role, error.message);
+      metrics.failed(role, job, error.message);
     });
   }
 
@@ -227,6 +236,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
       onPick: (role, job) => {
         report.picked(role, job, Date.now());
         tally.picked(role, job, Date.now());
+        metrics.picked(role, job, Date.now());
       },
       onDecision: (decision) => {
         report.decided(decision, Date.now());
@@ -234,6 +244,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
       },
       onSwap: (record) => {
         report.swapped(record, Date.now());
+        metrics.swapped(record);
         const loaded = lane.slot.resident;
         if (loaded !== null) publishLoaded(redis, config, loaded).catch(onError);
         tell("swap", record);
@@ -376,6 +387,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     await monitor.stop();
     await telemetry.close();
     if (await answers(redis, REDIS_ANSWER_TIMEOUT_MS)) {
+      await counts.flush();
       await lease.release();
       await removeStatus(redis, workerId);
     }

@@ -2,9 +2,10 @@ import type { ErrorRequestHandler, RequestHandler, Response } from "express";
 import type { Logger } from "pino";
 import type { Redis } from "../../queues/connection.ts";
 import { MathllmError, problemOf } from "../../queues/errors.ts";
+import type { MetricCounts } from "../../queues/metrics.ts";
 
 /** Every error leaves as a problem document (RFC 9457); what is not of our table is logged and says nothing of its inside. */
-export function problemHandler(redis: Redis, log: Logger): ErrorRequestHandler {
+export function problemHandler(redis: Redis, log: Logger, counts: MetricCounts): ErrorRequestHandler {
   return (error, request, response, next) => {
     if (response.headersSent) {
       next(error);
@@ -14,6 +15,7 @@ export function problemHandler(redis: Redis, log: Logger): ErrorRequestHandler {
     if (known.code === "internal-error") log.error({ err: error, method: request.method, path: request.path }, "unexpected error");
     const { retryAfterSeconds = known.code === "redis-unavailable" ? 1 : undefined } = known.extra;
     if (retryAfterSeconds !== undefined) response.set("Retry-After", String(retryAfterSeconds));
+    if (known.status === 429) counts.count("mathllm_refused_total", { code: known.code });
     sendProblem(response, known);
   };
 }

@@ -152,7 +152,8 @@ function shuttingDown(): MathllmError {
 
 /** `X-Mathllm-Queue-Wait-Ms` from acceptance to the pick, once it was picked. */
 function headersOf({ view, follows }: JobStory): Record<string, string> {
-  const { timestamps, result } = view!;
+  if (view === undefined) return {};
+  const { timestamps, result } = view;
   const { acceptedAt, pickedAt } = timestamps;
   return {
     "X-Mathllm-Cache": result?.cached === true ? "hit" : follows ? "coalesced" : "miss",

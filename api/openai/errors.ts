@@ -3,6 +3,7 @@ import type { Logger } from "pino";
 import type { Redis } from "../../queues/connection.ts";
 import type { JobError } from "../../queues/contracts.ts";
 import { ERRORS, type ErrorCode, MathllmError } from "../../queues/errors.ts";
+import type { MetricCounts } from "../../queues/metrics.ts";
 import { knownError } from "../middleware/problems.ts";
 
 /** The one form of errors under `/v1`. */
@@ -55,7 +56,7 @@ export function shouldRetry(code: string): boolean {
 }
 
 /** For `/v1`: every error leaves in the envelope. */
-export function openaiErrors(redis: Redis, log: Logger): ErrorRequestHandler {
+export function openaiErrors(redis: Redis, log: Logger, counts: MetricCounts): ErrorRequestHandler {
   return (thrown, request, response, next) => {
     if (response.headersSent) {
       next(thrown);
@@ -65,6 +66,7 @@ export function openaiErrors(redis: Redis, log: Logger): ErrorRequestHandler {
     if (known.code === "internal-error") log.error({ err: thrown, method: request.method, path: request.path }, "unexpected error");
     const { status, error } = envelopeOf(known);
     if (known instanceof MathllmError) {
+      if (status === 429) counts.count("mathllm_refused_total", { code: known.code });
       const { retryAfterSeconds = known.code === "redis-unavailable" ? 1 : undefined } = known.extra;
       if (retryAfterSeconds !== undefined) response.set("Retry-After", String(retryAfterSeconds));
       response.set("X-Should-Retry", String(shouldRetry(known.code)));

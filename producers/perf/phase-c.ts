@@ -43,8 +43,9 @@ export const runPhaseC: PhaseRunner = async (context) => {
   const kept = lowest >= SPECULATION_GAIN && !lessRight;
   const chosen = kept ? on : off;
   const rows = [...off.runs, ...on.runs].map(({ row }) => row);
-  const percent = (gain: number) => `${(gain * 100).toFixed(0)} %`;
-  const figures = `${percent(gains[0]!)} more tokens a second one at a time, ${percent(gains[1]!)} four at once`;
+  const percent = (share: number) => `${(Math.abs(share) * 100).toFixed(0)} %`;
+  const compared = (gain: number) => `${percent(gain)} ${gain < 0 ? "fewer" : "more"} tokens a second`;
+  const figures = `${compared(gains[0]!)} one at a time, ${compared(gains[1]!)} four at once`;
   say(`speculation: ${figures}; ${kept ? "kept" : "left off"}`);
   const phase: Phase = {
     ...base,

@@ -27,22 +27,23 @@ interface MeasuredOption {
 
 /**
  * B, the offloaded Talker: on llama-server without VRAM beside the Student where that program is there; else, on the same engine, with its
- * layers on the CPU and up to 8 threads. undefined: its model is none for llama.cpp, and the user named no option.
+ * layers on the CPU and up to 8 threads, one core left free. undefined: its model is none for llama.cpp, and the user named no option.
  */
 export function optionB(config: Config, given: Settings, hasLlamaServer: boolean): Option | undefined {
   if (Object.keys(given).length > 0) return { name: "B", deployment: "as the user described", settings: given, targetMs: TALKER_B_P95_MS };
   const { mode } = config.profiles.talker;
   if (mode !== "embedded" && mode !== "llamacpp") return undefined;
-  const threads = String(Math.min(os.availableParallelism(), MOST_THREADS));
+  // A core is left for the API and Redis: threads that spin at their barriers on busy cores are slower than fewer.
+  const threads = String(Math.max(Math.min(os.availableParallelism() - 1, MOST_THREADS), 1));
   const offloaded = { TALKER_NGL: "0", TALKER_THREADS: threads };
   return hasLlamaServer
     ? {
         name: "B",
-        deployment: `llama-server on ${threads} CPU threads, beside the Student`,
+        deployment: `llama-server on ${threads} CPU thread(s), beside the Student`,
         settings: { ...offloaded, TALKER_MODE: "llamacpp", TALKER_CORESIDENT: "1" },
         targetMs: TALKER_B_P95_MS,
       }
-    : { name: "B", deployment: `${mode}, on ${threads} CPU threads, taking turns`, settings: offloaded, targetMs: TALKER_B_P95_MS };
+    : { name: "B", deployment: `${mode}, on ${threads} CPU thread(s), taking turns`, settings: offloaded, targetMs: TALKER_B_P95_MS };
 }
 
 /** D, the Talker's deployment: option A as configured, taking turns with the Student; option B offloaded. Picks one. */
@@ -111,12 +112,17 @@ async function measureOption(context: PhaseContext, option: Option): Promise<Mea
 }
 
 const p95Of = ({ row }: Measured) => row.latencies.e2eMs?.p95.value ?? Number.POSITIVE_INFINITY;
+const intervalOf = ({ row }: Measured) => {
+  const { low, high } = row.latencies.e2eMs?.p95 ?? { low: null, high: null };
+  return low === null || high === null ? null : { low, high };
+};
 const keepsTarget = ({ alone, option }: MeasuredOption) => alone.row.oomCount === 0 && p95Of(alone) <= option.targetMs;
 
-/** One that keeps its own target goes before one that doesn't; then explained solutions' p95 decides, with A kept unless B gains 5 %. */
+/** One that keeps its own target goes before one that doesn't; then explained solutions' p95 decides: A stays unless B is 5 % faster beyond noise. */
 function pick([a, b]: MeasuredOption[]): MeasuredOption {
   if (b === undefined || keepsTarget(a!) !== keepsTarget(b)) return b === undefined || keepsTarget(a!) ? a! : b;
-  return p95Of(b.explaining) < p95Of(a!.explaining) * (1 - WORTHWHILE_GAIN) ? b : a!;
+  const isBeyondNoise = (intervalOf(b.explaining)?.high ?? 0) < (intervalOf(a!.explaining)?.low ?? 0);
+  return isBeyondNoise && p95Of(b.explaining) < p95Of(a!.explaining) * (1 - WORTHWHILE_GAIN) ? b : a!;
 }
 
 function reasonFor(best: MeasuredOption, measured: readonly MeasuredOption[]): string {
@@ -129,6 +135,6 @@ function reasonFor(best: MeasuredOption, measured: readonly MeasuredOption[]): s
   if (measured.length === 1) return `${figures}; there was no other.`;
   const keeping = measured.filter(keepsTarget);
   if (keeping.length === 1) return `${figures}. Only ${best.option.name} keeps its target.`;
-  const rule = `explained solutions decide, and B has to be at least ${WORTHWHILE_GAIN * 100} % faster`;
+  const rule = `explained solutions decide, and B has to be at least ${WORTHWHILE_GAIN * 100} % faster, beyond noise`;
   return `${figures}. ${keeping.length === 0 ? "Neither keeps its target" : "Both keep their targets"}, so ${rule}.`;
 }

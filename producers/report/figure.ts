@@ -19,7 +19,7 @@ const SYMBOLS: Record<Unit, string> = {
 };
 
 /** Bytes are written as MiB, shares as per cent. */
-const SCALES: Partial<Record<Unit, number>> = { share: 10, bytes: 1 / 1_048_576 };
+const SCALES: Partial<Record<Unit, number>> = { share: 100, bytes: 1 / 1_048_576 };
 
 export const MISSING = "–";
 

@@ -26,6 +26,8 @@ export type Unit = (typeof UNITS)[number];
 
 /** The longest series of a graph; `boundedSeries` shortens a longer one and keeps its peaks. */
 export const MAX_POINTS = 1500;
+/** Of swaps and intervals: what lies closer than a pixel is drawn as one. */
+const MAX_INTERVALS = 50_000;
 
 const text = z.string().max(20_000);
 const name = z.string().min(1).max(200);
@@ -250,10 +252,10 @@ const graphs = z.strictObject({
           .array(
             z.strictObject({ model: z.enum(ROLES), state: z.enum(["loading", "resident", "draining"]), fromMs: measured, toMs: measured }),
           )
-          .max(MAX_POINTS),
+          .max(MAX_INTERVALS),
         swaps: z
           .array(z.strictObject({ atMs: measured, from: z.enum(ROLES).nullable(), to: z.enum(ROLES), durationMs: measured, reason: text }))
-          .max(MAX_POINTS),
+          .max(MAX_INTERVALS),
         studentDepth: series,
         talkerDepth: series,
       }),

@@ -9,7 +9,9 @@ import { type Config, readConfig } from "../../queues/config.ts";
 import { JOB_EVENTS, type JobEventName } from "../../queues/job-events.ts";
 import { keys, newJobId, studentStageId } from "../../queues/names.ts";
 import { openQueues, type Queues } from "../../queues/open-queues.ts";
+import { startGpuWorker } from "../../workers/main.ts";
 import { EventStream } from "../event-stream.ts";
+import { FakeGpu } from "../fakes/fake-engine.ts";
 import { expectProblem } from "../problem-document.ts";
 import { type RedisFixture, startRedisFixture } from "../redis-fixture.ts";
 import { ScriptedWorkers } from "../scripted-workers.ts";
@@ -31,7 +33,7 @@ const streams: EventStream[] = [];
 beforeAll(async () => {
   redis = await startRedisFixture();
   queues = openQueues(redis.connect(), () => {});
-  config = readConfig({ PORT: "0", DATA_DIR: redis.dataDir });
+  config = readConfig({ PORT: "0", DATA_DIR: redis.dataDir, GPU_ID: "events" });
 });
 afterAll(async () => {
   await queues.close();
@@ -149,6 +151,30 @@ describe("the story of a job", () => {
     expect(stream.of("model").map(({ model }) => model)).toEqual(["student", "talker"]);
     expect(stream.of("result")[0].result).toMatchObject({ solution: stream.text("student"), explanation: stream.text("talker") });
     expect([stream.text("student"), stream.text("talker")]).toEqual(["It is 1.", "Because."]);
+  });
+
+  test("a vote streams each sample under its number, and tells the solution at the end", async () => {
+    const stream = await listen(await send({ samples: 3, sampling: { temperature: 1 } }));
+    const gpu = new FakeGpu();
+    let answers = 0;
+    gpu.answer = () => `Sample ${answers++}: \\boxed{${answers === 1 ? 2 : 1}}`;
+    const worker = await startGpuWorker({
+      config,
+      redisUrl: redis.url,
+      createEngine: gpu.create,
+      log: pino({ level: "silent" }),
+      onFatal: (error) => gpu.violations.push(error.message),
+    });
+    try {
+      await stream.ended;
+    } finally {
+      await worker.stop(0);
+    }
+    expect(gpu.violations).toEqual([]);
+    const samples = stream.of("model").flatMap(({ sample }) => (sample === null ? [] : [sample]));
+    expect(samples.toSorted()).toEqual([0, 1, 2]);
+    for (const sample of samples) expect(stream.text("student", sample)).toMatch(/^Sample \d: /);
+    expect(stream.of("result")[0].result).toMatchObject({ answer: "1", solution: stream.text("student") });
   });
 
   test("an attempt that is begun again is told as such, and what the one before still writes is left out", async () => {

@@ -32,19 +32,21 @@ test.each([
 test.each(["H", "A-H", "all", "1"])("%s is no phase", (text) => expect(() => parsePhases([text])).toThrow(/Expected phases among A, B/));
 
 describe("the choice of a setting", () => {
-  const best = (...speeds: [speed: number, fit: boolean][]) =>
-    speeds.indexOf(
+  const best = (...variants: [perS: number, isFit: boolean, spread?: number][]) =>
+    variants.indexOf(
       bestOf(
-        speeds,
-        ([, fit]) => fit,
-        ([speed]) => speed,
+        variants,
+        ([, isFit]) => isFit,
+        ([perS, , spread = 1]) => ({ perS, low: perS - spread, high: perS + spread }),
       ),
     );
 
-  test("is the fastest that is fit, and the configured one unless 5 % are gained", () => {
+  test("is the fastest that is fit; the configured one stays unless another is 5 % faster beyond noise", () => {
     expect(best([100, true], [104, true], [90, true])).toBe(0);
     expect(best([100, true], [106, true], [120, true])).toBe(2);
     expect(best([100, true], [106, true], [120, false])).toBe(1);
+    expect(best([100, true], [106, true], [120, true, 30])).toBe(1);
+    expect(best([100, true, 10], [106, true])).toBe(0);
     expect(best([100, false], [60, true])).toBe(1);
     expect(best([100, false], [60, false])).toBe(0);
   });

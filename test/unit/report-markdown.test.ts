@@ -75,6 +75,8 @@ type Cells<T> = Record<string, (row: T) => (number | null | undefined)[] | null>
 /** Every number in the table is the one of the JSON; every column is known: null for one of texts. */
 function expectTable<T>({ section, caption, columns, rows }: ParsedTable, data: readonly T[], cells: Cells<T>): void {
   expect(rows, caption).toHaveLength(data.length);
+  const measured = Object.keys(cells).filter((column) => data.some((row) => cells[column]!(row)?.some((value) => value != null)));
+  expect(columns, `${section}, ${caption}`).toEqual(expect.arrayContaining(measured));
   for (const [at, row] of rows.entries()) {
     for (const [nth, column] of columns.entries()) {
       const values = cells[column]?.(data[at]!);

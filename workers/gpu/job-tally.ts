@@ -4,6 +4,11 @@ import type { StageJob } from "./manual-worker.ts";
 
 const CANCELLED = /^(cancelled|deadline-exceeded): /;
 
+/** `reason`: as BullMQ keeps it. A job that its client has given up is no failure. */
+export function isGivenUp(reason: string): boolean {
+  return CANCELLED.test(reason);
+}
+
 /** Counts what was begun and what ended between two samples. */
 export class JobTally {
   #now = nothing();
@@ -20,9 +25,8 @@ export class JobTally {
     this.#now.ended[role].completed++;
   }
 
-  /** `reason`: as BullMQ keeps it. A job that its client has given up is no failure. */
   failed(role: Role, reason: string): void {
-    if (!CANCELLED.test(reason)) this.#now.ended[role].failed++;
+    if (!isGivenUp(reason)) this.#now.ended[role].failed++;
   }
 
   /** Everything since the last call. */

@@ -55,7 +55,7 @@ export function residency(run: Graphs["residency"][number], id: string): Chart {
             yAxisIndex: 0,
             clip: true,
             encode: { x: [0, 1], y: 2 },
-            data: intervals.map(({ fromMs, toMs, model, state }) => [fromMs, toMs, ROLES.indexOf(model), state === "resident" ? 1 : 0]),
+            data: drawn(intervals, durationMs / layout.widthPx),
             renderItem: interval,
           },
           ...depths.map(({ role, points }, index) =>
@@ -72,7 +72,10 @@ export function residency(run: Graphs["residency"][number], id: string): Chart {
             xAxisIndex: 1,
             yAxisIndex: 1,
             z: 0,
-            data: swaps.map(({ atMs }) => [atMs, 0]),
+            data: apart(
+              swaps.map(({ atMs }) => atMs),
+              durationMs / layout.widthPx,
+            ).map((atMs) => [atMs, 0]),
             renderItem: (_: CustomSeriesRenderItemParams, api: CustomSeriesRenderItemAPI) => {
               const [x] = api.coord([api.value(0), 0]) as [number];
               return {
@@ -86,6 +89,33 @@ export function residency(run: Graphs["residency"][number], id: string): Chart {
       };
     },
   };
+}
+
+type Bar = [fromMs: number, toMs: number, role: number, isResident: 0 | 1];
+
+/** Bars of one model and state that are less than a pixel apart become one: a long run has thousands. */
+function drawn(intervals: Graphs["residency"][number]["intervals"], pixelMs: number): Bar[] {
+  const last = new Map<string, Bar>();
+  const bars: Bar[] = [];
+  for (const { model, state, fromMs, toMs } of intervals) {
+    const isResident = state === "resident" ? 1 : 0;
+    const before = last.get(`${model} ${isResident}`);
+    if (before !== undefined && fromMs - before[1] < pixelMs) before[1] = Math.max(before[1], toMs);
+    else {
+      const bar: Bar = [fromMs, toMs, ROLES.indexOf(model), isResident];
+      bars.push(bar);
+      last.set(`${model} ${isResident}`, bar);
+    }
+  }
+  return bars;
+}
+
+/** Those of the sorted times that are at least a pixel after the one before. */
+function apart(timesMs: readonly number[], pixelMs: number): number[] {
+  return timesMs.reduce<number[]>((kept, time) => {
+    if (kept.length === 0 || time - kept.at(-1)! >= pixelMs) kept.push(time);
+    return kept;
+  }, []);
 }
 
 /** A bar from one time to the other: filled while the model serves, outlined while it is loaded or drained. */
