@@ -1,4 +1,4 @@
-import { mkdir, writeFile } from "node:fs/promises";
+import { mkdir, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { type Config, environmentShape, readConfig } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
@@ -49,6 +49,8 @@ const OWN = [
   "IDLE_UNLOAD_SECONDS",
   "REDIS_SERVER_BIN",
 ];
+
+const FINAL_FOLDER = "final";
 
 /** The runs that stand for before and after. */
 const COMPARED_RUNS = ["stated-1", "stated-4"];
@@ -146,6 +148,8 @@ export class PerformanceRun {
     const measured: Measured[] = [];
     const startedAt = Date.now();
     const times = () => ({ startedAt, finishedAt: Date.now() });
+    // What an interruption left is no measurement.
+    await rm(path.join(this.#options.outDir, phaseFolder(id)), { recursive: true, force: true });
     try {
       const outcome = await run(this.#context(id, before, measured));
       const whole: PhaseOutcome = { ...outcome, phase: { ...outcome.phase, ...times() }, resources: resourcesOf(id, measured) };
@@ -224,12 +228,13 @@ export class PerformanceRun {
       return { rows: [], reason: "The baseline (phase A) was not measured." };
     if (signal.aborted) return { rows: [], reason: "The run was interrupted before the final configuration was measured." };
     say("final configuration, measured as the baseline was");
+    await rm(path.join(outDir, FINAL_FOLDER), { recursive: true, force: true });
     try {
       const rows: ComparisonRow[] = [];
-      await this.#withSystem("final", chosen, async (system) => {
+      await this.#withSystem(path.join(FINAL_FOLDER, "system"), chosen, async (system) => {
         for (const spec of baselineRuns({ sizes: this.#sizes, seed }).filter(({ id }) => COMPARED_RUNS.includes(id))) {
           const before = baseline.phase.runs.find(({ id }) => id === spec.id)?.records;
-          const after = await this.#measure(system, spec, "final", seed);
+          const after = await this.#measure(system, spec, FINAL_FOLDER, seed);
           if (before != null)
             rows.push(...compareRecords(spec.label, await readRecords(path.join(outDir, before)), after.records, { seed }));
         }

@@ -10,6 +10,8 @@ const CONFIDENCE = 0.95;
 const MIN_VALUES = 20;
 /** A p99 needs some values above it. */
 const MIN_VALUES_FOR_P99 = 500;
+/** From so many common requests on, pairs are compared; a warm-up that is cut by time takes some of one run and not of the other. */
+const MIN_COMMON_SHARE = 0.9;
 /** Throughput is the mean over so many stretches of the steady time. */
 const STRETCHES = 20;
 
@@ -65,8 +67,8 @@ const METRICS: Metric[] = [
 ];
 
 /**
- * What changed from run A to run B, from their recorded requests (steady ones only). When both sent the same problems in the same order, the
- * requests are compared in pairs.
+ * What changed from run A to run B, from their recorded requests (steady ones only). When both sent the same problems, the requests
+ * are compared in pairs.
  */
 export function compareRecords(
   run: string,
@@ -75,12 +77,12 @@ export function compareRecords(
   { seed = 1, threshold = PRACTICAL_CHANGE }: CompareOptions = {},
 ): ComparisonRow[] {
   const [steadyA, steadyB] = [steady(a), steady(b)];
-  const areSame = sameRequests(steadyA, steadyB);
+  const pairs = commonRequests(steadyA, steadyB);
   const compared = METRICS.flatMap((metric) => {
-    const values = areSame ? pairedValues(steadyA, steadyB, metric) : [valuesOf(steadyA, metric), valuesOf(steadyB, metric)];
+    const values = pairs === null ? [valuesOf(steadyA, metric), valuesOf(steadyB, metric)] : pairedValues(pairs, metric);
     const fewest = Math.min(values[0]!.length, values[1]!.length);
     const statistics = metric.statistics.filter(([label]) => label !== "p99" || fewest >= MIN_VALUES_FOR_P99);
-    return { metric, a: values[0]!, b: values[1]!, statistics, paired: areSame };
+    return { metric, a: values[0]!, b: values[1]!, statistics, paired: pairs !== null };
   });
   compared.push({
     metric: { name: "tokens/s", unit: "tokensPerS", better: "higher", value: () => null, statistics: [] },
@@ -130,17 +132,23 @@ export function isBetter(row: ComparisonRow): boolean {
 const steady = (records: readonly LoadRecord[]) =>
   records.filter(({ phase }) => phase === "steady").sort((one, other) => one.index - other.index);
 
-function sameRequests(a: readonly LoadRecord[], b: readonly LoadRecord[]): boolean {
-  return a.length === b.length && a.every(({ index, problemId }, at) => b[at]!.index === index && b[at]!.problemId === problemId);
+/** The same requests of both runs, in order; null when most of one run are not in the other. */
+function commonRequests(a: readonly LoadRecord[], b: readonly LoadRecord[]): [LoadRecord, LoadRecord][] | null {
+  const ofB = new Map(b.map((record) => [record.index, record]));
+  const pairs = a.flatMap((record): [LoadRecord, LoadRecord][] => {
+    const other = ofB.get(record.index);
+    return other?.problemId === record.problemId ? [[record, other]] : [];
+  });
+  return pairs.length >= MIN_COMMON_SHARE * Math.max(a.length, b.length) ? pairs : null;
 }
 
 function valuesOf(records: readonly LoadRecord[], { value }: Metric): number[] {
   return records.map(value).filter((it) => it !== null);
 }
 
-function pairedValues(a: readonly LoadRecord[], b: readonly LoadRecord[], { value }: Metric): [number[], number[]] {
-  const pairs = a.map((record, at) => [value(record), value(b[at]!)]).filter((pair): pair is [number, number] => !pair.includes(null));
-  return [pairs.map(([one]) => one), pairs.map(([, other]) => other)];
+function pairedValues(pairs: readonly [LoadRecord, LoadRecord][], { value }: Metric): [number[], number[]] {
+  const both = pairs.map(([one, other]) => [value(one), value(other)]).filter((pair): pair is [number, number] => !pair.includes(null));
+  return [both.map(([one]) => one), both.map(([, other]) => other)];
 }
 
 /** Tokens written a second in each stretch of the time in which the steady requests ended. */

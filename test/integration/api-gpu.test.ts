@@ -801,6 +801,8 @@ describe("POST /gpu/…", () => {
 });
 
 describe("PUT and DELETE /queues/…/rate-limit", () => {
+  /** Longer than a test, and shorter than the deadline of class normal, past which a job is turned away. */
+  const LONG_MS = 200_000;
   const limit = (role: string, body: unknown, headers: Record<string, string> = json) =>
     fetch(`${api.url}/queues/${role}/rate-limit`, {
       method: "PUT",
@@ -825,7 +827,7 @@ describe("PUT and DELETE /queues/…/rate-limit", () => {
   });
 
   test("a limit that is used up: the other queue goes on without a swap for it, restarts change nothing, and lifting it is felt at once", async () => {
-    expect((await limit("talker", { max: 1, durationMs: 600_000 })).status).toBe(200);
+    expect((await limit("talker", { max: 1, durationMs: LONG_MS })).status).toBe(200);
     const worker = await startWorker();
     await completed(await send({ model: "talker" }));
     const waiting = await send({ model: "talker" });
@@ -837,7 +839,7 @@ describe("PUT and DELETE /queues/…/rate-limit", () => {
     await api.close();
     api = await startApi({ config, redisUrl: redis.url, log: apiLog });
     await startWorker();
-    expect((await queueViews()).talker).toMatchObject({ rateLimit: { max: 1, durationMs: 600_000 }, limitedMs: expect.any(Number) });
+    expect((await queueViews()).talker).toMatchObject({ rateLimit: { max: 1, durationMs: LONG_MS }, limitedMs: expect.any(Number) });
     await completed(await send());
     // The Student's queue is empty, the Talker's job still there.
     await soon(async () => (await gpuView()).gpus[0]?.lastDecision?.action).toBe("idle");
@@ -856,12 +858,12 @@ describe("PUT and DELETE /queues/…/rate-limit", () => {
   });
 
   test("a wider limit is felt in the middle of a long window", async () => {
-    await limit("student", { max: 1, durationMs: 600_000 });
+    await limit("student", { max: 1, durationMs: LONG_MS });
     await startWorker();
     const jobs = await sendMany(6);
     await Promise.race(jobs.map(completed));
     await soon(async () => (await queueViews()).student.limitedMs > 0).toBe(true);
-    await limit("student", { max: 3, durationMs: 600_000 });
+    await limit("student", { max: 3, durationMs: LONG_MS });
     const done = async () => (await Promise.all(jobs.map((jobId) => jobView(jobId)))).filter(({ status }) => status === "completed").length;
     await soon(done).toBe(4);
     await soon(async () => (await queueViews()).student.limitedMs > 0).toBe(true);
@@ -870,7 +872,7 @@ describe("PUT and DELETE /queues/…/rate-limit", () => {
   });
 
   test("a cancel of a limited job is seen at once", async () => {
-    await limit("student", { max: 1, durationMs: 600_000 });
+    await limit("student", { max: 1, durationMs: LONG_MS });
     await startWorker();
     await completed(await send());
     const jobId = await send();
