@@ -205,5 +205,5 @@ export function chunkSizeFor(maxDepths: Record<string, number>, maxJobs: number 
   const fits = Math.min(...Object.values(maxDepths), maxJobs ?? Number.POSITIVE_INFINITY);
   return Math.max(1, Math.min(CHUNK_LINES, Math.floor(fits / CHUNKS_IN_DEPTH)));
 }
-const CHUNK_LINES = 500;
+const CHUNK_LINES = Number(process.env.CHUNK ?? 500);
 const CHUNKS_IN_DEPTH = 4;

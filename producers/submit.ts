@@ -1,7 +1,16 @@
 import { type Accepted, acceptedSchema, type JobView, jobViewSchema, type SolveRequest, TERMINAL_STATUSES } from "../queues/contracts.ts";
-import { MathllmError } from "../queues/errors.ts";
+import { ERRORS, type ErrorCode, MathllmError } from "../queues/errors.ts";
+import { JOB_EVENTS, type JobEvent, type JobEventName } from "../queues/job-events.ts";
+import { type SentEvent, sentEvents } from "./event-stream.ts";
 
 const WAIT_SECONDS = 30;
+
+/** A problem document as an error of the table. */
+async function problemOf(response: Response): Promise<MathllmError> {
+  const body = (await response.json()) as { code?: string; title?: string; detail?: string };
+  const code = Object.hasOwn(ERRORS, body.code ?? "") ? (body.code as ErrorCode) : "invalid-request";
+  return new MathllmError(code, `${body.title ?? response.statusText}: ${body.detail ?? ""}`, { extra: body });
+}
 
 /** What a caller may send: everything but the problem has a default. */
 export type Submission = Pick<SolveRequest, "problem"> & Partial<SolveRequest>;
@@ -35,12 +44,41 @@ export class ApiClient {
     }
   }
 
-  /** The parsed body of a 2xx answer. Rejects with the problem's title and detail, or with how to start the API. */
+  /** Hands a problem in and waits for its end. */
+  async solve(submission: Submission, signal?: AbortSignal): Promise<JobView> {
+    return this.finished((await this.submit(submission)).jobId, signal);
+  }
+
+  /** The job's story as it happens, to its `result`; a connection that breaks off is taken up again. */
+  async *events(jobId: string, signal?: AbortSignal): AsyncGenerator<JobEvent> {
+    for await (const { id, event, data } of this.follow(`/jobs/${jobId}/events`, signal)) {
+      if (!Object.hasOwn(JOB_EVENTS, event)) continue;
+      const name = event as JobEventName;
+      yield { event: name, id, data: JOB_EVENTS[name].parse(JSON.parse(data)) } as JobEvent;
+      if (name === "result") return;
+    }
+  }
+
+  /** Asks for the job to be cancelled. It may have ended before. */
+  async cancel(jobId: string): Promise<JobView> {
+    return jobViewSchema.parse(await this.json(`/jobs/${jobId}`, { method: "DELETE" }));
+  }
+
+  /** Server-sent events, see `sentEvents`. Rejects with the problem that the API answers with. */
+  follow(path: string, signal?: AbortSignal): AsyncGenerator<SentEvent> {
+    const open = async (headers: Record<string, string>) => {
+      const response = await this.request(path, { headers, signal });
+      if (!response.ok) throw await problemOf(response);
+      return response;
+    };
+    return sentEvents(open, { signal, isFinal: (error) => error instanceof MathllmError && !error.retryable });
+  }
+
+  /** The parsed body of a 2xx answer. Rejects with the problem's code, title and detail, or with how to start the API. */
   async json(path: string, init: RequestInit = {}): Promise<unknown> {
     const response = await this.request(path, init);
-    const body = (await response.json()) as { detail?: string; title?: string };
-    if (!response.ok) throw new MathllmError("invalid-request", `${body.title ?? response.statusText}: ${body.detail ?? ""}`);
-    return body;
+    if (!response.ok) throw await problemOf(response);
+    return response.json();
   }
 
   /** Any answer. Rejects with how to start the API when there is none. */

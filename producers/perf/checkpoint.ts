@@ -22,6 +22,8 @@ export interface RunIdentity {
 }
 
 const RUN_FILE = "run.json";
+export const FINAL_FOLDER = "final";
+const COMPARISON_FILE = path.join(FINAL_FOLDER, "comparison.json");
 
 export function fingerprintOf({ mode, seed, conditions }: Pick<RunIdentity, "mode" | "seed" | "conditions">): string {
   const sorted = Object.entries(conditions).sort(([a], [b]) => (a < b ? -1 : 1));
@@ -79,6 +81,16 @@ export class Checkpoint {
   async keep(outcome: PhaseOutcome): Promise<void> {
     await mkdir(path.join(this.#outDir, phaseFolder(outcome.phase.id)), { recursive: true });
     await this.#write(path.join(phaseFolder(outcome.phase.id), "outcome.json"), outcome);
+  }
+
+  /** Before and after, if the final configuration was measured with these settings. */
+  async comparison(chosen: Settings): Promise<Evidence["beforeAfter"] | null> {
+    const kept = await this.#read<{ chosen: Settings; beforeAfter: Evidence["beforeAfter"] }>(COMPARISON_FILE);
+    return kept !== null && changedSettings(kept.chosen, chosen).length === 0 ? kept.beforeAfter : null;
+  }
+
+  async keepComparison(chosen: Settings, beforeAfter: Evidence["beforeAfter"]): Promise<void> {
+    await this.#write(COMPARISON_FILE, { chosen, beforeAfter });
   }
 
   async #read<T>(name: string): Promise<T | null> {

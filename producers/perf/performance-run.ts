@@ -9,7 +9,7 @@ import { compareRecords } from "../report/compare.ts";
 import { readRecords } from "../report/recorded-runs.ts";
 import { completeReport } from "../report/report.ts";
 import { type ComparisonRow, type Evidence, NO_GRAPHS, PHASE_IDS, type PhaseId, type Report } from "../report/schema.ts";
-import { Checkpoint, fingerprintOf, phaseFolder, type RunIdentity } from "./checkpoint.ts";
+import { Checkpoint, FINAL_FOLDER, fingerprintOf, phaseFolder, type RunIdentity } from "./checkpoint.ts";
 import { readCommit, readHardware } from "./hardware.ts";
 import { MeasuredSystem } from "./measured-system.ts";
 import { firstModelOf, measureRun } from "./measurement.ts";
@@ -50,8 +50,6 @@ const OWN = [
   "REDIS_SERVER_BIN",
 ];
 
-const FINAL_FOLDER = "final";
-
 /** The runs that stand for before and after. */
 const COMPARED_RUNS = ["stated-1", "stated-4"];
 
@@ -61,6 +59,8 @@ export interface PerformanceRunOptions {
   outDir: string;
   phases: PhaseId[];
   quick: boolean;
+  /** Default: those of `quick`, or the full ones. */
+  sizes?: Sizes;
   seed: number;
   choices: PhaseChoices;
   env: NodeJS.ProcessEnv;
@@ -87,7 +87,7 @@ export class PerformanceRun {
 
   constructor(options: PerformanceRunOptions) {
     this.#options = { ...options, outDir: path.resolve(options.outDir) };
-    this.#sizes = options.quick ? QUICK_SIZES : FULL_SIZES;
+    this.#sizes = options.sizes ?? (options.quick ? QUICK_SIZES : FULL_SIZES);
     this.#checkpoint = new Checkpoint(this.#options.outDir);
     this.#config = readConfig(options.env);
     const names = Object.keys(environmentShape).filter((name) => !SECRETS.includes(name) && !OWN.includes(name));
@@ -227,6 +227,11 @@ export class PerformanceRun {
     if (baseline === undefined || baseline.phase.status !== "measured")
       return { rows: [], reason: "The baseline (phase A) was not measured." };
     if (signal.aborted) return { rows: [], reason: "The run was interrupted before the final configuration was measured." };
+    const earlier = await this.#checkpoint.comparison(chosen);
+    if (earlier !== null) {
+      say("final configuration: measured before");
+      return earlier;
+    }
     say("final configuration, measured as the baseline was");
     await rm(path.join(outDir, FINAL_FOLDER), { recursive: true, force: true });
     try {
@@ -239,7 +244,9 @@ export class PerformanceRun {
             rows.push(...compareRecords(spec.label, await readRecords(path.join(outDir, before)), after.records, { seed }));
         }
       });
-      return { rows, reason: rows.length === 0 ? "Too few requests to compare." : null };
+      const beforeAfter = { rows, reason: rows.length === 0 ? "Too few requests to compare." : null };
+      await this.#checkpoint.keepComparison(chosen, beforeAfter);
+      return beforeAfter;
     } catch (error) {
       if (signal.aborted) return { rows: [], reason: "The run was interrupted while the final configuration was measured." };
       return { rows: [], reason: `The final configuration could not be measured: ${(error as Error).message}`.slice(0, 4000) };
