@@ -57,7 +57,7 @@ export const runPhaseE: PhaseRunner = async (context) => {
   const growthTarget = (name: string, observed: number | null) =>
     judged({
       name: `${name}: memory doesn't grow`,
-      metric: "last tenth against first tenth",
+      metric: "resident memory, end against middle",
       runId: sustainedId,
       comparison: "at-most",
       threshold: MOST_GROWTH_BYTES,

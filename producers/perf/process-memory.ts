@@ -26,10 +26,14 @@ export function watchMemory(pid: number): { stop: () => ProcessMemory[] } {
   };
 }
 
-/** How a series of bytes moved from its first to its last tenth: mean against mean; null for fewer than 20 values. */
+/**
+ * How a series of bytes moved over its second half: the mean of its last tenth against that of the tenth after the middle; null for fewer than
+ * 20 values. The first half is left out: a runtime's heap grows to its working size at first, which is no leak.
+ */
 export function growthBytes(values: readonly number[]): number | null {
   const tenth = Math.floor(values.length / 10);
   if (tenth < 2) return null;
+  const middle = Math.floor(values.length / 2);
   const mean = (part: readonly number[]) => part.reduce((sum, value) => sum + value, 0) / part.length;
-  return mean(values.slice(-tenth)) - mean(values.slice(0, tenth));
+  return mean(values.slice(-tenth)) - mean(values.slice(middle, middle + tenth));
 }

@@ -63,10 +63,10 @@ test("long prompts begin at 2048 tokens, or at half a shorter context", () => {
   expect(longPrompt(4096)).toEqual({ tokens: 2048, byContext: false });
 });
 
-test("growth is the last tenth against the first; a spike between is none", () => {
-  const flat = Array.from({ length: 100 }, (_, i) => (i === 50 ? 900 : 100));
-  expect(growthBytes(flat)).toBe(0);
-  expect(growthBytes(Array.from({ length: 100 }, (_, i) => i))).toBe(90);
+test("growth is the end against the middle; neither a spike nor a first half that grows is any", () => {
+  expect(growthBytes(Array.from({ length: 100 }, (_, i) => (i === 70 ? 900 : 100)))).toBe(0);
+  expect(growthBytes(Array.from({ length: 100 }, (_, i) => Math.min(i, 45)))).toBe(0);
+  expect(growthBytes(Array.from({ length: 100 }, (_, i) => i))).toBe(40);
   expect(growthBytes([1, 2, 3])).toBeNull();
 });
 
