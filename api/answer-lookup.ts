@@ -18,6 +18,8 @@ export interface Lookup {
   hit: Hit | null;
   /** Identical requests meanwhile share this; null: nothing is shared. */
   flightKey: string | null;
+  /** Under which the whole answer will be there, where that is known already. */
+  answerKey?: string;
   /** The answer may come from the cache: when it does not, that is a miss. */
   isCacheable: boolean;
   /** Of an explanation, the solution is there. */
@@ -67,11 +69,12 @@ export class AnswerLookup {
     return asked.map(({ kind, request }, i) => {
       const stage = stages[i]!;
       if (typeof stage !== "string") return stage;
-      if (kind !== "explain") return { hit: hitOf(stage, found), flightKey: stage, isCacheable: true };
+      if (kind !== "explain") return { hit: hitOf(stage, found), flightKey: stage, answerKey: stage, isCacheable: true };
       const flightKey = digestOf(["explain", stage, talkKey(talker!, request)]);
-      const hit = explanations[i] === null ? null : hitOf(explanations[i]!, explained);
+      const answerKey = explanations[i] ?? undefined;
+      const hit = answerKey === undefined ? null : hitOf(answerKey, explained);
       const solved = hit === null ? found.get(stage)?.result : undefined;
-      return { hit, flightKey, isCacheable: true, ...(solved === undefined ? {} : { solved }) };
+      return { hit, flightKey, answerKey, isCacheable: true, ...(solved === undefined ? {} : { solved }) };
     });
   }
 

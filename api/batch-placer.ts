@@ -83,7 +83,7 @@ export class BatchPlacer {
     const flying = unknown.filter((line) => flightOf(line) !== null);
     const flights = await joinFlights(
       redis,
-      flying.map((line) => ({ flightKey: flightOf(line)!, jobId: line.jobId })),
+      flying.map((line) => ({ flightKey: flightOf(line)!, jobId: line.jobId, answerKey: found.get(line)!.answerKey })),
       acceptedAt,
     );
     const leaderOf = new Map(flying.map((line, i) => [line, flights[i]!.leaderId]));

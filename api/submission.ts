@@ -9,7 +9,7 @@ import { followLeader, moveOn } from "../queues/followers.ts";
 import { type JobOwner, releasePlace, takePlace } from "../queues/job-places.ts";
 import { cacheEntryOf, type JobKind, keys, newJobId, roleOfJobId } from "../queues/names.ts";
 import type { Queues } from "../queues/open-queues.ts";
-import { endFlight, joinFlight, readFollower } from "../queues/single-flight.ts";
+import { endFlight, joinFlights, readFollower } from "../queues/single-flight.ts";
 import { storeJob } from "../queues/store-job.ts";
 import type { Admission } from "./admission.ts";
 import type { AnswerLookup, Lookup } from "./answer-lookup.ts";
@@ -159,7 +159,8 @@ async function storeOrFind(
   const dataOf = (estimatedWaitMs: number | null) => jobData(kind, request, acceptedAt, options, found, estimatedWaitMs);
   if (flightKey !== null && answers !== undefined) {
     for (;;) {
-      const { leaderId, since } = await joinFlight(queues.redis, flightKey, jobId);
+      const [flight] = await joinFlights(queues.redis, [{ flightKey, jobId, answerKey: found.answerKey }]);
+      const { leaderId, since } = flight!;
       if (leaderId === jobId) break;
       if (await followLeader(queues, config, jobId, { leaderId, data: dataOf(null) }, since)) {
         answers.cache.count("coalesced");

@@ -3,12 +3,13 @@ import net, { type LookupFunction } from "node:net";
 import { Agent } from "undici";
 import { MathllmError } from "../queues/errors.ts";
 
-/** Special purpose ranges of IPv4: this host, private, shared, loopback, link-local (cloud metadata), documentation, benchmarks, multicast, reserved. */
+/** Special purpose ranges of IPv4: this host, private, shared, loopback, Azure's own host, link-local (cloud metadata), documentation, benchmarks, multicast, reserved. */
 const SPECIAL_IPV4 = [
   "0.0.0.0/8",
   "10.0.0.0/8",
   "100.64.0.0/10",
   "127.0.0.0/8",
+  "168.63.129.16/32",
   "169.254.0.0/16",
   "172.16.0.0/12",
   "192.0.0.0/24",

@@ -34,6 +34,7 @@ export function addGpu(program: Command, run: Run): void {
     .argument("<queue>", ROLES.join(" or "), oneOf(ROLES))
     .argument("<rate>", "10/s, 100/min, 5/h, or off", rateLimit)
     .option(...URL_OPTION)
+    .option("--json", "print one object")
     .action((role, limit, options) => run(() => runLimit(role, limit, options)));
 }
 
@@ -52,9 +53,10 @@ async function runGpu(
   return 0;
 }
 
-async function runLimit(role: Role, limit: RateLimit | null, options: { url?: string }): Promise<number> {
+async function runLimit(role: Role, limit: RateLimit | null, options: { url?: string; json?: boolean }): Promise<number> {
   await limitQueue(apiAt(options.url), role, limit);
-  say(limit === null ? `${role}: no rate limit\n` : `${role}: ${limit.max} jobs within ${limit.durationMs} ms\n`);
+  if (options.json) say(`${JSON.stringify({ queue: role, rateLimit: limit })}\n`);
+  else say(limit === null ? `${role}: no rate limit\n` : `${role}: ${limit.max} jobs within ${limit.durationMs} ms\n`);
   return 0;
 }
 

@@ -13,8 +13,8 @@ export interface SentEvent {
 
 /**
  * Server-sent events. A connection that breaks off is opened again, and goes on after the last event that had an id. Ends when the server
- * answers 204: there is no more. Throws what `open`
- * throws at first, when that `isFinal`, or when it comes again and again, and when `signal` aborts.
+ * answers 204: there is no more. Throws what `open` throws when it was never opened, when that `isFinal` or comes again and again, and when
+ * `signal` aborts.
  */
 export async function* sentEvents(
   open: (headers: Record<string, string>) => Promise<Response>,

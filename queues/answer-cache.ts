@@ -56,7 +56,7 @@ return existed
 
 const BASE = `${KEY_PREFIX}:cache`;
 const BOOKS = [`${BASE}:uses`, `${BASE}:expiries`, `${BASE}:sizes`, `${BASE}:bytes`];
-const ENTRY = `${BASE}:entry:`;
+const ENTRY = keys.cacheEntry("");
 const COUNTS = `${BASE}:counts`;
 const FLUSH_MS = 1000;
 const CLEAR_AT_ONCE = 1000;

@@ -10,10 +10,22 @@ const MAX_DEPTH = 5;
 export function redaction(problemsToo: boolean): (line: Record<string, unknown>) => Record<string, unknown> {
   const hidden = new Set(problemsToo ? SECRETS : [...SECRETS, ...PROBLEM_TEXTS]);
   const redacted = (value: unknown, depth: number): unknown => {
-    if (value === null || typeof value !== "object" || value instanceof Error) return value;
+    if (value === null || typeof value !== "object") return value;
+    if (value instanceof Error) return bareError(value);
     if (depth === MAX_DEPTH) return CENSOR;
     if (Array.isArray(value)) return value.map((each) => redacted(each, depth + 1));
     return Object.fromEntries(Object.entries(value).map(([name, each]) => [name, hidden.has(name) ? CENSOR : redacted(each, depth + 1)]));
   };
   return (line) => redacted(line, 0) as Record<string, unknown>;
+}
+
+/** An error of its class without what else it carries: one of Redis holds the whole command that failed, with the job in it. */
+function bareError(error: Error): Error {
+  const { message, stack, code, cause } = error as NodeJS.ErrnoException;
+  return Object.assign(Object.create(Object.getPrototypeOf(error)), {
+    message,
+    stack,
+    ...(code === undefined ? {} : { code }),
+    ...(cause instanceof Error ? { cause: bareError(cause) } : {}),
+  });
 }

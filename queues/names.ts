@@ -80,6 +80,7 @@ export const keys = {
   cancelled: (jobId: string) => `${KEY_PREFIX}:cancelled:${jobId}`,
   idempotency: (digest: string) => `${KEY_PREFIX}:idempotency:${digest}`,
   publishedModels: `${KEY_PREFIX}:models`,
+  cacheEntry: (cacheKey: string) => `${KEY_PREFIX}:cache:entry:${cacheKey}`,
   flight: (flightKey: string) => `${KEY_PREFIX}:flight:${flightKey}`,
   follower: (jobId: string) => `${KEY_PREFIX}:follower:${jobId}`,
   followers: (leaderId: string) => `${KEY_PREFIX}:followers:${leaderId}`,

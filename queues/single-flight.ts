@@ -30,45 +30,43 @@ local value = redis.call('GET', KEYS[1])
 if value and string.sub(value, 1, #ARGV[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0`;
 
-/** The job that leads this flight, and since when (epoch milliseconds): `jobId` from `now` on, if nobody did. */
-export async function joinFlight(
-  redis: Redis,
-  flightKey: string,
-  jobId: string,
-  now = Date.now(),
-): Promise<{ leaderId: string; since: number }> {
-  for (;;) {
-    if ((await redis.set(keys.flight(flightKey), `${jobId} ${now}`, "EX", FLIGHT_TTL_SECONDS, "NX")) === "OK") {
-      return { leaderId: jobId, since: now };
-    }
-    const value = await redis.get(keys.flight(flightKey));
-    if (value === null) continue;
-    const [leaderId = "", since] = value.split(" ");
-    return { leaderId, since: Number(since) };
-  }
+/** A request that would share a flight. */
+export interface Boarding {
+  flightKey: string;
+  jobId: string;
+  /** Under which its answer would be in the cache; of an explanation of no known solution there is none. */
+  answerKey?: string;
 }
 
-/** For each pair of flight and job, in order: who leads the flight, or what it says of its leader. */
+/** ARGV: TTL; then of each the flight, who would lead it, and its entry in the cache or nothing. Returns, for each, what the flight says of its leader. */
 const JOIN_SCRIPT = `
 local leaders = {}
-for i = 2, #ARGV, 2 do
+for i = 2, #ARGV, 3 do
   local value = redis.call('GET', ARGV[i])
   if not value then
     value = ARGV[i + 1]
-    redis.call('SET', ARGV[i], value, 'EX', ARGV[1])
+    local hasLanded = ARGV[i + 2] ~= '' and redis.call('EXISTS', ARGV[i + 2]) == 1
+    if not hasLanded then redis.call('SET', ARGV[i], value, 'EX', ARGV[1]) end
   end
   table.insert(leaders, value)
 end
 return leaders`;
 
-/** The same for many at once: of those of one flight the first leads, if nobody did before. */
+/**
+ * The job that leads each flight, and since when (epoch milliseconds): the request's own from `now` on, if nobody did; of several of one flight
+ * the first. Where the answer has come since it was looked for, nobody follows: each leads for itself, and finds it.
+ */
 export async function joinFlights(
   redis: Redis,
-  requests: { flightKey: string; jobId: string }[],
+  requests: readonly Boarding[],
   now = Date.now(),
 ): Promise<{ leaderId: string; since: number }[]> {
   if (requests.length === 0) return [];
-  const args = requests.flatMap(({ flightKey, jobId }) => [keys.flight(flightKey), `${jobId} ${now}`]);
+  const args = requests.flatMap(({ flightKey, jobId, answerKey }) => [
+    keys.flight(flightKey),
+    `${jobId} ${now}`,
+    answerKey === undefined ? "" : keys.cacheEntry(answerKey),
+  ]);
   const values = (await redis.eval(JOIN_SCRIPT, 1, args[0]!, FLIGHT_TTL_SECONDS, ...args)) as string[];
   return values.map((value) => {
     const [leaderId = "", since] = value.split(" ");

@@ -12,7 +12,8 @@ export function problemHandler(redis: Redis, log: Logger, counts: MetricCounts):
       return;
     }
     const known = knownError(error, redis);
-    if (known.code === "internal-error") log.error({ err: error, method: request.method, path: request.path }, "unexpected error");
+    if (known.code === "internal-error")
+      log.error({ requestId: response.get("X-Request-Id"), err: error, method: request.method, path: request.path }, "unexpected error");
     const { retryAfterSeconds = known.code === "redis-unavailable" ? 1 : undefined } = known.extra;
     if (retryAfterSeconds !== undefined) response.set("Retry-After", String(retryAfterSeconds));
     if (known.status === 429) counts.count("mathllm_refused_total", { code: known.code });

@@ -40,6 +40,7 @@ export function chatCompletionsRoute({ queues, config, stories, submitOptions, u
     const writer = new EventWriter(response);
     const { jobId, estimatedWaitMs } = await submit(queues, config, chat.job, { owner: keyOf(response) ?? undefined, ...submitOptions });
     response.set("X-Mathllm-Job-Id", jobId);
+    response.locals.jobId = jobId;
     const end = await stories.with(jobId, async (story) => {
       const completion = new Completion(jobId, { ...chat.job, includeUsage: chat.includeUsage }, story.view!.timestamps.acceptedAt);
       if (chat.stream) return stream(story, completion, writer, response, estimatedWaitMs);

@@ -63,7 +63,8 @@ export function openaiErrors(redis: Redis, log: Logger, counts: MetricCounts): E
       return;
     }
     const known = thrown instanceof RequestRefused ? thrown : knownError(thrown, redis);
-    if (known.code === "internal-error") log.error({ err: thrown, method: request.method, path: request.path }, "unexpected error");
+    if (known.code === "internal-error")
+      log.error({ requestId: response.get("X-Request-Id"), err: thrown, method: request.method, path: request.path }, "unexpected error");
     const { status, error } = envelopeOf(known);
     if (known instanceof MathllmError) {
       if (status === 429) counts.count("mathllm_refused_total", { code: known.code });

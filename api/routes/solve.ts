@@ -34,6 +34,7 @@ export function solveRoute(
       webhooks,
       ...submitOptions,
     });
+    response.locals.jobId = jobId;
     const links = { self: `/jobs/${jobId}` };
     if (replayed) response.set("Idempotent-Replayed", "true");
     if (cached !== null) {

@@ -148,7 +148,8 @@ export class OpenAiTarget implements Target {
     const finishedAt = nowMs();
     if (!done || finishReason === undefined) throw new BrokenStream("the stream ended before the answer did");
     const tokensOut = usage?.completion_tokens ?? null;
-    const generationMs = arrivals.length === 0 ? null : arrivals.at(-1)! - arrivals[0]!;
+    // An answer that came in one piece doesn't tell when its tokens were written.
+    const generationMs = arrivals.length < 2 ? null : arrivals.at(-1)! - arrivals[0]!;
     return {
       ...failedAnswer("", ""),
       status: "completed",

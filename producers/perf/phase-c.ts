@@ -90,7 +90,7 @@ async function measureSide(context: PhaseContext, on: boolean): Promise<Side> {
     for (const concurrency of CONCURRENCIES) {
       const label = `Speculation ${word}, ${concurrency === 1 ? "1 at a time" : `${concurrency} at once`}`;
       const spec = closedRun({ id: `${word}-${concurrency}`, label, kind: "student", shape: "natural", concurrency }, sizes, { seed });
-      measured.push(await context.measure(system, { ...spec, settings: { speculation: on } }));
+      measured.push(await context.measure(system, { ...spec, settings: { speculation: on, concurrency } }));
     }
     return measured;
   });

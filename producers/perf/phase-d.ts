@@ -5,7 +5,7 @@ import type { Phase } from "../report/schema.ts";
 import type { Measured, PhaseContext, PhaseRunner } from "./phase.ts";
 import type { Settings } from "./settings.ts";
 import { closedRun, profileSettings } from "./shapes.ts";
-import { oomTarget, p95Target, successTarget, TALKER_A_P95_MS, TALKER_B_P95_MS } from "./targets.ts";
+import { oomTarget, p95Target, SUCCESS_SHARE, successTarget, TALKER_A_P95_MS, TALKER_B_P95_MS } from "./targets.ts";
 
 const MOST_THREADS = 8;
 /** As in phase B. */
@@ -116,12 +116,14 @@ const intervalOf = ({ row }: Measured) => {
   const { low, high } = row.latencies.e2eMs?.p95 ?? { low: null, high: null };
   return low === null || high === null ? null : { low, high };
 };
-const keepsTarget = ({ alone, option }: MeasuredOption) => alone.row.oomCount === 0 && p95Of(alone) <= option.targetMs;
+const isWhole = ({ row }: Measured) => row.oomCount === 0 && (row.successRate ?? 0) >= SUCCESS_SHARE;
+const keepsTarget = ({ alone, explaining, option }: MeasuredOption) =>
+  isWhole(alone) && isWhole(explaining) && p95Of(alone) <= option.targetMs;
 
 /** One that keeps its own target goes before one that doesn't; then explained solutions' p95 decides: A stays unless B is 5 % faster beyond noise. */
-function pick([a, b]: MeasuredOption[]): MeasuredOption {
+export function pick([a, b]: MeasuredOption[]): MeasuredOption {
   if (b === undefined || keepsTarget(a!) !== keepsTarget(b)) return b === undefined || keepsTarget(a!) ? a! : b;
-  const isBeyondNoise = (intervalOf(b.explaining)?.high ?? 0) < (intervalOf(a!.explaining)?.low ?? 0);
+  const isBeyondNoise = (intervalOf(b.explaining)?.high ?? Number.POSITIVE_INFINITY) < (intervalOf(a!.explaining)?.low ?? 0);
   return isBeyondNoise && p95Of(b.explaining) < p95Of(a!.explaining) * (1 - WORTHWHILE_GAIN) ? b : a!;
 }
 

@@ -41,12 +41,19 @@ export const runPhaseE: PhaseRunner = async (context) => {
   const ownsServer = !["ollama", "remote"].includes(config.profiles.student.mode);
   const guarded = ownsServer
     ? await context.withSystem("guardrail", {}, async (system) => {
-        const run = context.measure(
-          system,
-          mixedRun({ id: "guardrail", label: "Model server killed under load", ratePerS, durationS: sizes.guardrailS, warmUpS: 0 }),
-        );
-        const recoveryMs = await killServer(system, (sizes.guardrailS * 1000) / 3, context.signal);
-        return { run: await run, recoveryMs };
+        const spec = mixedRun({
+          id: "guardrail",
+          label: "Model server killed under load",
+          ratePerS,
+          durationS: sizes.guardrailS,
+          warmUpS: 0,
+        });
+        // Together: an interruption rejects both, and neither may be left unheard.
+        const [run, recoveryMs] = await Promise.all([
+          context.measure(system, spec),
+          killServer(system, (sizes.guardrailS * 1000) / 3, context.signal),
+        ]);
+        return { run, recoveryMs };
       })
     : null;
   const rows = [sustained.row, ...(guarded === null ? [] : [guarded.run.row])];
@@ -71,7 +78,11 @@ export const runPhaseE: PhaseRunner = async (context) => {
     reason: null,
     startedAt: null,
     finishedAt: null,
-    configuration: { ...profileSettings(config.profiles.student), ...profileSettings(config.profiles.talker), ratePerS },
+    configuration: {
+      ...profileSettings(config.profiles.student),
+      ...profileSettings(config.profiles.talker),
+      ratePerS: Number(ratePerS.toFixed(2)),
+    },
     targets: [
       oomTarget(rows),
       lostTarget(rows),

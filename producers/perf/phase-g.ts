@@ -22,7 +22,7 @@ export const runPhaseG: PhaseRunner = async (context) => {
         system,
         mixedRun(
           { id: policy, label: `Policy ${policy}`, ratePerS, durationS: sizes.policyS, warmUpS: 0 },
-          { seed, settings: { policy }, sloMs: config.deadlinesMs.normal },
+          { seed, settings: { GPU_POLICY: policy }, sloMs: config.deadlinesMs.normal },
         ),
       ),
     );
@@ -43,7 +43,7 @@ export const runPhaseG: PhaseRunner = async (context) => {
       ...profileSettings(config.profiles.student),
       ...profileSettings(config.profiles.talker),
       GPU_POLICY: config.gpuPolicy,
-      ratePerS,
+      ratePerS: Number(ratePerS.toFixed(2)),
     },
     targets: [
       lostTarget([ge!]),

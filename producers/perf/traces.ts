@@ -58,7 +58,7 @@ export function residencyOf(label: string, phase: PhaseId, { summary, telemetry 
     if (toMs > fromMs) intervals.push({ model, state, fromMs, toMs });
   };
   const first = telemetry.samples.find(({ residentModel }) => residentModel != null)?.residentModel;
-  let resident = ROLES.find((role) => role === (telemetry.swaps[0]?.from ?? first)) ?? null;
+  let resident = ROLES.find((role) => role === (telemetry.swaps.length > 0 ? telemetry.swaps[0]!.from : first)) ?? null;
   let since = 0;
   for (const swap of telemetry.swaps) {
     const begun = swap.ts - swap.totalMs;

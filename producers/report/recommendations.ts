@@ -163,12 +163,18 @@ function leverFor(phase: Phase, target: Target): Finding {
   };
 }
 
-/** Pairs each run with drafts with the one without them of the same model and shape. */
+/** Pairs each run with drafts with the one without them of the same model, shape and concurrency. */
 function speculationGains(phase: Phase): Finding[] {
   return phase.runs
     .filter(({ acceptance }) => acceptance !== null && acceptance.share >= LOW_ACCEPTANCE_SHARE)
     .flatMap((run) => {
-      const without = phase.runs.find((it) => it.acceptance === null && it.role === run.role && it.shape === run.shape);
+      const without = phase.runs.find(
+        (it) =>
+          it.acceptance === null &&
+          it.role === run.role &&
+          it.shape === run.shape &&
+          it.settings.concurrency === run.settings.concurrency,
+      );
       if (!without?.throughput?.tokensOutPerS || run.throughput === null) return [];
       const gain = run.throughput.tokensOutPerS / without.throughput.tokensOutPerS - 1;
       return {

@@ -58,24 +58,17 @@ test("the example runs as its comment says", async () => {
 
 test("a stream that breaks off goes on after its last event; one that never opens says why", async () => {
   const asked: Record<string, string>[] = [];
-  const parts = ["id: 1\nevent: a\ndata: one\n\nevent: b\ndata: two\n\n", "id: 2\ndata: three\n\n"];
+  const answers = ["id: 1\nevent: a\ndata: one\n\nevent: b\ndata: two\n\n", new Error("gone"), "id: 2\ndata: three\n\n", null];
   const open = async (headers: Record<string, string>) => {
     asked.push(headers);
-    const text = parts.shift();
-    if (text === undefined) return new Response(null, { status: 204 });
-    return new Response(
-      new ReadableStream({
-        pull(controller) {
-          if (controller.desiredSize === 1) controller.enqueue(new TextEncoder().encode(text));
-          else controller.error(new Error("broken"));
-        },
-      }),
-    );
+    const answer = answers.shift();
+    if (answer instanceof Error) throw answer;
+    return new Response(answer, { status: answer === null ? 204 : 200 });
   };
   const events = [];
   for await (const event of sentEvents(open, { isFinal: () => false })) events.push(event);
   expect(events.map(({ event, data }) => `${event} ${data}`)).toEqual(["a one", "b two", "message three"]);
-  expect(asked).toEqual([{}, { "last-event-id": "1" }, { "last-event-id": "2" }]);
+  expect(asked).toEqual([{}, { "last-event-id": "1" }, { "last-event-id": "1" }, { "last-event-id": "2" }]);
   const refused = sentEvents(() => Promise.reject(new Error("nobody there")), { isFinal: () => false });
   await expect(refused.next()).rejects.toThrow("nobody there");
 });
