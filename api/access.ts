@@ -55,8 +55,13 @@ export const ACCESS: Record<string, Methods> = {
 
 const PATTERNS = Object.entries(ACCESS).map(([address, methods]) => {
   const source = address.replace(/:\w+/g, "[^/]+").replace(/\/$/, "");
-  return { pattern: new RegExp(`^${source}${address === BOARD_PATH ? "(/.*)?" : "/?"}$`, "i"), methods };
+  return { address, pattern: new RegExp(`^${source}${address === BOARD_PATH ? "(/.*)?" : "/?"}$`, "i"), methods };
 });
+
+/** The address of `ACCESS` that a path is one of. */
+export function addressOf(path: string): string | undefined {
+  return PATTERNS.find(({ pattern }) => pattern.test(path))?.address;
+}
 
 /** What a request needs; the methods that its address takes, when this one is not among them; null when there is no such address. */
 export function accessOf(method: string, path: string): { need: Need } | { takes: string[] } | null {

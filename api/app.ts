@@ -22,6 +22,7 @@ import { ownJobs } from "./middleware/own-jobs.ts";
 import { onlyMethods, problemHandler, unknownAddress } from "./middleware/problems.ts";
 import { requestLog } from "./middleware/request-log.ts";
 import { securityHeaders } from "./middleware/security-headers.ts";
+import { traceRequests } from "./middleware/trace-requests.ts";
 import { openaiErrors } from "./openai/errors.ts";
 import { openaiRouter } from "./openai/router.ts";
 import { batchesRoute } from "./routes/batches.ts";
@@ -105,6 +106,7 @@ export function createApp({
   app.disable("etag");
   app.set("query parser", "simple");
   app.use(requestLog(log));
+  app.use(traceRequests);
   app.use(securityHeaders);
   app.use(checkOrigin(gate, config.corsOrigins));
   app.use(audit(queues.redis, log));
@@ -122,6 +124,7 @@ export function createApp({
     response.json({ name: "mathllm", links: LINKS });
   });
   app.all("/", onlyMethods("GET"));
+  app.all("/docs", onlyMethods("GET"));
   const lookup = new JobLookup(queues, config, cache);
   const submitOptions = { admission: new Admission(queues, config), answers: { lookup: new AnswerLookup(queues.redis, cache), cache } };
   app.use("/solve", solveRoute(queues, config, submitOptions, lookup, webhooks));

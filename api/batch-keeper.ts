@@ -67,13 +67,16 @@ export class BatchKeeper {
 
   async #run(): Promise<void> {
     const { signal } = this.#closing;
+    const report = (error: unknown) => {
+      if (!signal.aborted) this.#onError(error as Error);
+    };
     while (!signal.aborted) {
       try {
         const batchIds = await this.#store.openIds();
-        for (const batchId of batchIds) if (!signal.aborted) await this.look(batchId);
+        for (const batchId of batchIds) if (!signal.aborted) await this.look(batchId).catch(report);
         for (const batchId of this.#looks.keys()) if (!batchIds.includes(batchId)) this.#looks.delete(batchId);
       } catch (error) {
-        if (!signal.aborted) this.#onError(error as Error);
+        report(error);
       }
       await delay(TICK_MS, undefined, { signal, ref: false }).catch(() => {});
     }

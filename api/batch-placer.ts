@@ -118,7 +118,7 @@ export class BatchPlacer {
       const progress = leaders.get(leaderId)!;
       if (progress === "ended" || progress === "missing") {
         await unfollow(redis, line.jobId, leaderId);
-        const { cached } = await place(this.#queues, this.#config, line.jobId, line.request, acceptedAt, { answers: this.#answers });
+        const { cached } = await place(this.#queues, this.#config, line.jobId, line.request, acceptedAt, { owner, answers: this.#answers });
         if (cached !== null) placed.cached.set(line.index, cached);
       } else {
         placed.coalesced++;

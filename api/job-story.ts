@@ -137,6 +137,7 @@ export class JobStory {
       }
     } finally {
       this.#looking = undefined;
+      if (this.#closed) this.#leave();
     }
   }
 
@@ -155,7 +156,6 @@ export class JobStory {
       this.#show(view);
     }
     this.#ended = isEnd;
-    if (this.#closed) this.#leave();
     this.#tell();
   }
 

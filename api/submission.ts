@@ -11,6 +11,7 @@ import { cacheEntryOf, type JobKind, keys, newJobId, roleOfJobId } from "../queu
 import type { Queues } from "../queues/open-queues.ts";
 import { endFlight, joinFlights, readFollower } from "../queues/single-flight.ts";
 import { storeJob } from "../queues/store-job.ts";
+import { traceHeaders } from "../queues/tracing.ts";
 import type { Admission } from "./admission.ts";
 import type { AnswerLookup, Lookup } from "./answer-lookup.ts";
 import { requestHash } from "./solve-request.ts";
@@ -217,5 +218,6 @@ export function jobData(
     ...(request.timeoutMs === undefined ? {} : { deadlineAt: acceptedAt + request.timeoutMs }),
     ...(estimatedWaitMs === null ? {} : { estimatedWaitMs }),
     ...(request.metadata === undefined ? {} : { metadata: request.metadata }),
+    ...traceHeaders(),
   };
 }

@@ -4,6 +4,7 @@ import { createBoard } from "../dashboards/board.ts";
 import { createDocs } from "../dashboards/docs/router.ts";
 import { createLivePage } from "../dashboards/live/page.ts";
 import { readConfig } from "../queues/config.ts";
+import { startTracing } from "../queues/tracing.ts";
 import { engineFactory } from "../workers/engines/engines.ts";
 import { startGpuWorker } from "../workers/main.ts";
 import { EXIT_FAILED, logTo, type Run, say } from "./run.ts";
@@ -47,11 +48,15 @@ async function runStart(): Promise<number> {
 async function runApi(): Promise<number> {
   const config = readConfig();
   const log = logTo(config).child({ process: "api" });
+  const stopTracing = await startTracing("mathllm-api", config.otlpEndpoint);
   return withRedis(config, log, async (redisUrl) => {
     const api = await startApi({ config, redisUrl, log, createBoard, createPage: createLivePage, createDocs, version: VERSION });
     say(`API  ${api.url}\n`);
     return untilSignalled(
-      () => api.close(),
+      async () => {
+        await api.close();
+        await stopTracing();
+      },
       () => process.exit(EXIT_FAILED),
     );
   });
@@ -60,6 +65,7 @@ async function runApi(): Promise<number> {
 async function runWorker(): Promise<number> {
   const config = readConfig();
   const log = logTo(config).child({ process: "worker" });
+  const stopTracing = await startTracing("mathllm-worker", config.otlpEndpoint);
   return withRedis(config, log, async (redisUrl) => {
     const worker = await startGpuWorker({
       config,
@@ -72,7 +78,10 @@ async function runWorker(): Promise<number> {
       },
     });
     return untilSignalled(
-      () => worker.stop(config.shutdownGraceMs),
+      async () => {
+        await worker.stop(config.shutdownGraceMs);
+        await stopTracing();
+      },
       () => void worker.stop(0).catch(() => {}),
     );
   });

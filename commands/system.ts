@@ -9,6 +9,7 @@ import { createLivePage } from "../dashboards/live/page.ts";
 import { type Config, readConfig } from "../queues/config.ts";
 import { type EmbeddedRedis, startEmbeddedRedis } from "../queues/embedded-redis.ts";
 import { MathllmError } from "../queues/errors.ts";
+import { startTracing } from "../queues/tracing.ts";
 import { WorkerProcess } from "../workers/worker-process.ts";
 import { EXIT_FAILED } from "./run.ts";
 
@@ -94,6 +95,7 @@ export interface System {
 export async function startSystem(env: NodeJS.ProcessEnv, log: Logger, dieWithParent = false): Promise<System> {
   const config = readConfig(env);
   const redis = await redisFor(config, log, dieWithParent);
+  const stopTracing = await startTracing("mathllm-api", config.otlpEndpoint);
   const worker = new WorkerProcess([MAIN, "worker"], { ...env, REDIS_URL: redis.url }, log);
   try {
     const api = await startApi({
@@ -113,6 +115,7 @@ export async function startSystem(env: NodeJS.ProcessEnv, log: Logger, dieWithPa
       worker,
       stop: async () => {
         await Promise.all([api.close(), worker.stop()]);
+        await stopTracing();
         await redis.stop();
       },
     };

@@ -113,6 +113,7 @@ export const environmentShape: Record<string, z.ZodType> = {
   DATA_DIR: z.string().default(".mathllm"),
   TELEMETRY_LOG: z.string().default("/tmp/mathllm_telemetry.jsonl"),
   LOG_LEVEL: z.enum(["fatal", "error", "warn", "info", "debug", "trace", "silent"]).default("info"),
+  OTEL_EXPORTER_OTLP_ENDPOINT: z.url({ protocol: /^https?$/ }).optional(),
   HF_TOKEN: z.string().optional(),
   GPU_ID: z
     .string()
@@ -214,6 +215,8 @@ export interface Config {
   dataDir: string;
   telemetryLog: string;
   logLevel: string;
+  /** Where traces are sent, over OTLP/HTTP; without it there are none. */
+  otlpEndpoint?: string;
   hfToken?: string;
   gpuId?: string;
   /** The Talker, on llama-server with no layer on the GPU, stays up beside the Student. */
@@ -318,6 +321,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     dataDir: path.resolve(e.DATA_DIR),
     telemetryLog: e.TELEMETRY_LOG,
     logLevel: e.LOG_LEVEL,
+    otlpEndpoint: e.OTEL_EXPORTER_OTLP_ENDPOINT,
     hfToken: e.HF_TOKEN,
     gpuId: e.GPU_ID,
     talkerCoresident: e.TALKER_CORESIDENT,

@@ -117,6 +117,9 @@ export const jobDataSchema = z.object({
   /** How often the model server died by itself while it ran this job. From `ALONE_AFTER_CRASHES` on the job runs alone. */
   crashes: z.number().optional(),
   metadata: z.record(z.string(), z.string()).optional(),
+  /** W3C trace context of the request that handed it in, while traces are on. */
+  traceparent: z.string().optional(),
+  tracestate: z.string().optional(),
 });
 export type JobData = z.infer<typeof jobDataSchema>;
 export const ALONE_AFTER_CRASHES = 2;

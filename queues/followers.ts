@@ -8,7 +8,7 @@ import { stageJobs } from "./job-stages.ts";
 import { deadlineDetail } from "./job-view.ts";
 import { CLASS_PRIORITY, keys } from "./names.ts";
 import type { Queues } from "./open-queues.ts";
-import { endFlight, endFollowers, type Follower, follow, moveFollowersOn, TAKE_OFF_MS, unfollow } from "./single-flight.ts";
+import { endFlight, endFollowers, type Follower, follow, joinFlights, moveFollowersOn, TAKE_OFF_MS, unfollow } from "./single-flight.ts";
 import { storeJob } from "./store-job.ts";
 
 /**
@@ -64,7 +64,12 @@ export async function landJob(queues: Queues, config: Config, job: Job<JobData, 
 
 /** The followers of a leader that ended without an answer of its own accord go on without it. */
 export async function moveOn(queues: Queues, config: Config, leaderId: string, also: string[] = []): Promise<void> {
-  await moveFollowersOn(queues.redis, leaderId, config.jobRetentionSeconds, (jobId, data) => storeJob(queues, config, jobId, data), also);
+  const add = async (jobId: string, data: JobData) => {
+    // Whoever asks for the same meanwhile follows it too.
+    if (data.flightKey !== undefined) await joinFlights(queues.redis, [{ flightKey: data.flightKey, jobId }]);
+    await storeJob(queues, config, jobId, data);
+  };
+  await moveFollowersOn(queues.redis, leaderId, config.jobRetentionSeconds, add, also);
 }
 
 /** Whether a job that failed did so for its own requester's sake: then its followers still want their answer. */

@@ -11,7 +11,7 @@ export function redaction(problemsToo: boolean): (line: Record<string, unknown>)
   const hidden = new Set(problemsToo ? SECRETS : [...SECRETS, ...PROBLEM_TEXTS]);
   const redacted = (value: unknown, depth: number): unknown => {
     if (value === null || typeof value !== "object") return value;
-    if (value instanceof Error) return bareError(value);
+    if (value instanceof Error) return bareError(value, depth);
     if (depth === MAX_DEPTH) return CENSOR;
     if (Array.isArray(value)) return value.map((each) => redacted(each, depth + 1));
     return Object.fromEntries(Object.entries(value).map(([name, each]) => [name, hidden.has(name) ? CENSOR : redacted(each, depth + 1)]));
@@ -19,13 +19,11 @@ export function redaction(problemsToo: boolean): (line: Record<string, unknown>)
   return (line) => redacted(line, 0) as Record<string, unknown>;
 }
 
-/** An error of its class without what else it carries: one of Redis holds the whole command that failed, with the job in it. */
-function bareError(error: Error): Error {
+/** An error without what else it carries: one of Redis holds the whole command that failed, with the job in it. */
+function bareError(error: Error, depth: number): Error {
   const { message, stack, code, cause } = error as NodeJS.ErrnoException;
-  return Object.assign(Object.create(Object.getPrototypeOf(error)), {
-    message,
-    stack,
-    ...(code === undefined ? {} : { code }),
-    ...(cause instanceof Error ? { cause: bareError(cause) } : {}),
-  });
+  const bare = new Error(message, cause instanceof Error && depth < MAX_DEPTH ? { cause: bareError(cause, depth + 1) } : {});
+  // pino tells the class by it.
+  Object.defineProperties(bare, { stack: { value: stack }, constructor: { value: error.constructor } });
+  return code === undefined ? bare : Object.assign(bare, { code });
 }

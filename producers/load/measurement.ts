@@ -190,7 +190,10 @@ function groupsOf(steady: readonly LoadRecord[], { plan, terms, schedule }: Meas
       .map(([value, records]) => {
         const { arrivals } = plan;
         const isStep = by === "step" && arrivals.pattern === "steps";
-        const stepS = isStep ? schedule.endMs! / 1000 / arrivals.ratesPerS.length : 0;
+        const stepMs = isStep ? schedule.endMs! / arrivals.ratesPerS.length : 0;
+        // Of the first and the last step warm-up and cool-down may take a part.
+        const stepFromMs = Math.max(Number(value) * stepMs, schedule.steadyFromMs);
+        const stepS = (Math.min((Number(value) + 1) * stepMs, schedule.steadyToMs) - stepFromMs) / 1000;
         return {
           by,
           value,

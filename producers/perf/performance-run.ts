@@ -90,6 +90,13 @@ export class PerformanceRun {
     this.#sizes = options.sizes ?? (options.quick ? QUICK_SIZES : FULL_SIZES);
     this.#checkpoint = new Checkpoint(this.#options.outDir);
     this.#config = readConfig(options.env);
+    const secret = SECRETS.find((name) => name in options.choices.talkerB);
+    if (secret !== undefined) {
+      throw new MathllmError(
+        "invalid-configuration",
+        `--talker-b: expected no secret, since the report shows its settings and the command; got ${secret}. Set it in the environment.`,
+      );
+    }
     const names = Object.keys(environmentShape).filter((name) => !SECRETS.includes(name) && !OWN.includes(name));
     this.#given = Object.fromEntries(names.flatMap((name) => (options.env[name] ? [[name, options.env[name]!]] : [])));
   }
@@ -112,6 +119,7 @@ export class PerformanceRun {
         cpu: `${hardware.cpuCores} × ${hardware.cpuModel}`,
         gpu: hardware.gpus.map(({ name }) => name).join(", ") || "none",
         maxNumSeqsTried: this.#options.choices.maxNumSeqs.join(","),
+        ...Object.fromEntries(Object.entries(this.#options.choices.talkerB).map(([name, value]) => [`optionB.${name}`, value])),
       },
       resumed: 0,
       commands: [command],

@@ -148,7 +148,9 @@ function leverFor(phase: Phase, target: Target): Finding {
     ],
     ["TTFT p95", run?.latencies.ttftMs?.p95.value ?? null, "reading the prompt: shorten it, or keep prefixes cached"],
   ];
-  const largest = waits.find(([, ms]) => ms !== null && ms > observed / 2);
+  // The swap wait is a part of the queue wait, and that one of TTFT: what is left of it is the prompt's.
+  const queueWaitMs = run?.latencies.queueWaitMs?.p95.value ?? 0;
+  const largest = waits.find(([name, ms]) => ms !== null && ms - (name === "TTFT p95" ? queueWaitMs : 0) > observed / 2);
   return {
     text:
       largest === undefined
@@ -170,10 +172,7 @@ function speculationGains(phase: Phase): Finding[] {
     .flatMap((run) => {
       const without = phase.runs.find(
         (it) =>
-          it.acceptance === null &&
-          it.role === run.role &&
-          it.shape === run.shape &&
-          it.settings.concurrency === run.settings.concurrency,
+          it.acceptance === null && it.role === run.role && it.shape === run.shape && it.settings.concurrency === run.settings.concurrency,
       );
       if (!without?.throughput?.tokensOutPerS || run.throughput === null) return [];
       const gain = run.throughput.tokensOutPerS / without.throughput.tokensOutPerS - 1;

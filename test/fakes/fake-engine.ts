@@ -13,6 +13,7 @@ export class FakeGpu {
   served = 0;
   /** The body of the latest request. */
   lastRequest: { messages: { role: string; content: string }[]; seed?: number; [field: string]: unknown } = { messages: [] };
+  lastHeaders: http.IncomingHttpHeaders = {};
   /** Milliseconds of one answer; the text is what `answer` makes of the last message, and of the seed if there is one. */
   serviceMs: (prompt: string, seed?: number) => number = () => 1;
   answer: (prompt: string, seed?: number) => string = () => "It is 1.\n\\boxed{1}";
@@ -122,6 +123,7 @@ export class FakeEngine implements Engine {
     });
     let body = "";
     for await (const chunk of request) body += chunk;
+    this.#gpu.lastHeaders = request.headers;
     this.#gpu.lastRequest = JSON.parse(body) as FakeGpu["lastRequest"];
     const { messages, seed } = this.#gpu.lastRequest;
     const prompt = messages.at(-1)!.content;

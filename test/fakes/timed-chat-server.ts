@@ -16,6 +16,8 @@ export interface TimedChat {
   refuse?: (n: number) => number | undefined;
   text?: (prompt: string) => string;
   promptTokens?: (prompt: string) => number;
+  /** Default: one a piece. */
+  completionTokens?: number;
 }
 
 /** An OpenAI-style chat server whose times are known beforehand. */
@@ -66,7 +68,10 @@ export async function startTimedChat(options: TimedChat) {
       send({ choices: [{ delta: { content: piece === pieces - 1 ? answer : "so " } }] });
     }
     send({ choices: [{ delta: {}, finish_reason: finishReason }] });
-    send({ choices: [], usage: { prompt_tokens: options.promptTokens?.(prompt) ?? 10, completion_tokens: pieces } });
+    send({
+      choices: [],
+      usage: { prompt_tokens: options.promptTokens?.(prompt) ?? 10, completion_tokens: options.completionTokens ?? pieces },
+    });
     response.end("data: [DONE]\n\n");
     serving--;
     waiting.shift()?.();

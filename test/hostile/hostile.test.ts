@@ -2,6 +2,7 @@ import { pino } from "pino";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { type RunningApi, startApi } from "../../api/main.ts";
 import { createBoard } from "../../dashboards/board.ts";
+import { createDocs } from "../../dashboards/docs/router.ts";
 import { createLivePage } from "../../dashboards/live/page.ts";
 import { readConfig } from "../../queues/config.ts";
 import { type RedisFixture, startRedisFixture } from "../redis-fixture.ts";
@@ -28,6 +29,7 @@ beforeAll(async () => {
     log,
     createBoard,
     createPage: createLivePage,
+    createDocs,
   });
 });
 afterAll(async () => {

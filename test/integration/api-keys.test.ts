@@ -6,6 +6,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, test, vi } from "vit
 import { ACCESS, accessOf, BOARD_PATH } from "../../api/access.ts";
 import { type RunningApi, startApi } from "../../api/main.ts";
 import { createBoard } from "../../dashboards/board.ts";
+import { createDocs } from "../../dashboards/docs/router.ts";
 import { createLivePage } from "../../dashboards/live/page.ts";
 import { AnswerCache, publishModel } from "../../queues/answer-cache.ts";
 import { ApiKeys, type KeyRole } from "../../queues/api-keys.ts";
@@ -72,6 +73,7 @@ beforeAll(async () => {
     log,
     createBoard,
     createPage: createLivePage,
+    createDocs,
   });
   app = created.mock.calls[0]![0] as unknown as Express;
   created.mockRestore();

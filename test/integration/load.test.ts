@@ -74,6 +74,14 @@ describe("an OpenAI-compatible server", () => {
     });
   });
 
+  test("an answer that comes in one piece tells no time per token", async () => {
+    await againstChat({ firstMs: 1, completionTokens: 20 }, async ({ url }) => {
+      const { latencies, requests } = await runLoad(plan({ url, requests: 3, outDir: null }));
+      expect(requests.completed).toBe(3);
+      expect(latencies).toMatchObject({ tpotMs: null, itlMs: null, ttftMs: { count: 3 } });
+    });
+  });
+
   test("the Student is asked in the product's own words", () => {
     expect(chatMessages({ kind: "student", problem: "p" })).toEqual(solvePrompt("p"));
   });

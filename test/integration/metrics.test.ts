@@ -9,6 +9,7 @@ import { type GpuSystem, startGpuSystem } from "../gpu-system.ts";
 
 let system: GpuSystem;
 let apis: RunningApi[];
+let logged: Record<string, unknown>[];
 const SECRET = `whsec_${Buffer.alloc(32, 7).toString("base64")}`;
 
 beforeEach(async () => {
@@ -20,7 +21,9 @@ beforeEach(async () => {
     WEBHOOK_ALLOW_PRIVATE: "1",
     WEBHOOK_RETRY_MS: "50",
   });
-  const start = () => startApi({ config, redisUrl: system.redis.url, log: pino({ level: "silent" }) });
+  logged = [];
+  const log = pino({ level: "info" }, { write: (line: string) => void logged.push(JSON.parse(line)) });
+  const start = () => startApi({ config, redisUrl: system.redis.url, log });
   apis = await Promise.all([start(), start()]);
 });
 afterEach(async () => {
@@ -132,4 +135,12 @@ test("every metric is told with its help and type, also before anything was coun
   const types = [...text.matchAll(/^# TYPE (\S+) (\S+)$/gm)].map(([, name, type]) => [name, type]);
   expect(types).toEqual(METRICS.map(({ name, type }) => [name, type]));
   expect([...text.matchAll(/^# HELP (\S+) \S/gm)].map(([, name]) => name)).toEqual(METRICS.map(({ name }) => name));
+});
+
+test("a request's line in the log carries its id, which the client gets too, and the job that it made", async () => {
+  const response = await post({ problem: "What is the secret sum?" });
+  const { jobId } = (await response.json()) as { jobId: string };
+  const requestId = response.headers.get("x-request-id");
+  await expect.poll(() => logged).toContainEqual(expect.objectContaining({ requestId, jobId, path: "/solve", status: 202 }));
+  expect(JSON.stringify(logged)).not.toContain("secret sum");
 });

@@ -1,4 +1,5 @@
 import { spawn } from "node:child_process";
+import { createHash } from "node:crypto";
 import { once } from "node:events";
 import http from "node:http";
 import type { AddressInfo } from "node:net";
@@ -190,6 +191,9 @@ test("an answer from the cache is told as well, and to the same Idempotency-Key 
     expect(jobViewSchema.parse(new Webhook(SECRET).verify(body, headers as Record<string, string>)).result?.cached).toBe(true);
   expect(new Set(received.map(({ headers }) => headers["webhook-id"])).size).toBe(2);
   expect(await queues.redis.zcard(keys.webhookLooks)).toBe(0);
+  // Who guesses the key is not told the address.
+  const digest = createHash("sha256").update("cached").digest("hex");
+  expect((await fetch(`${api.url}/jobs/${digest}/webhook`)).status).toBe(404);
   await queues.redis.del(keys.publishedModels);
 });
 

@@ -3,8 +3,11 @@ import { describe, expect, test } from "vitest";
 import { seededRandom } from "../../maths/seeded-random.ts";
 import { ServerClock } from "../../producers/load/api-target.ts";
 import { findKnee, kneeOfSteps } from "../../producers/load/knee.ts";
+import { loadPlanSchema } from "../../producers/load/load-options.ts";
+import { figuresOf } from "../../producers/load/measurement.ts";
 import { FORMULAS, METRICS } from "../../producers/load/metrics.ts";
 import { type LoadRecord, loadRecordSchema } from "../../producers/load/record.ts";
+import { phaseAt, scheduleOf } from "../../producers/load/schedule.ts";
 import { overlapMs } from "../../producers/load/server-sampler.ts";
 import { isGood, judgeSlo, parseSlo } from "../../producers/load/slo.ts";
 import { distributionOf, LatencyHistogram, nearestRank } from "../../producers/load/statistics.ts";
@@ -327,4 +330,40 @@ test("another host's clock is read from the exchange with the shortest round tri
   const same = new ServerClock(true);
   same.see(1000, 1100, 6080);
   expect(same.offsetMs).toBe(0);
+});
+
+test("a step's throughput is over its steady part: warm-up takes nothing of it", async () => {
+  const plan = loadPlanSchema.parse({
+    arrivals: { pattern: "steps", ratesPerS: [10, 10] },
+    durationS: 4,
+    warmUpS: 1,
+    coolDownS: 1,
+    slo: "throughput>=9.5",
+  });
+  const schedule = await scheduleOf(plan);
+  const records = [...schedule.arrivals!()].map(({ offsetMs, step }, index) =>
+    record({
+      index,
+      step,
+      offsetMs,
+      phase: phaseAt(offsetMs, schedule),
+      scheduledAt: offsetMs,
+      sentAt: offsetMs,
+      finishedAt: offsetMs + 1,
+      e2eMs: 1,
+    }),
+  );
+  const { groups } = figuresOf({
+    plan,
+    schedule,
+    records,
+    sessions: [{ startedAt: 0, baseAt: 0, fromMs: 0, toMs: 4000 }],
+    cutOff: 0,
+    eventLoopDelayMs: { p50: 0, p99: 0, max: 0 },
+    peakInFlight: 1,
+  });
+  expect(groups.map(({ requests, slo }) => [requests.sent, slo?.terms[0]?.observed])).toEqual([
+    [10, 10],
+    [10, 10],
+  ]);
 });

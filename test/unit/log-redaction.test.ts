@@ -22,3 +22,16 @@ test.each([
   expect(written[0]!.includes("p1")).toBe(problemsToo);
   expect(JSON.parse(written[1]!)).toMatchObject({ err: { message: "told" }, msg: "failed" });
 });
+
+test("an error is told with its class, code and cause, and without the Redis command that it carries", () => {
+  const written: string[] = [];
+  const log = pino({ formatters: { log: redaction(false) } }, { write: (text: string) => void written.push(text) });
+  const command = { name: "evalsha", args: ['{"problem":"p1"}'] };
+  const cause = Object.assign(new RangeError("deeper"), { command });
+  const error = Object.assign(new TypeError("refused", { cause }), { code: "OOM", command });
+  log.error(error);
+  log.error({ err: error, other: error, gone: new DOMException("left", "AbortError") }, "failed");
+  expect(written.join()).not.toContain("p1");
+  for (const line of written) expect(JSON.parse(line).err).toMatchObject({ type: "TypeError", message: "refused: deeper", code: "OOM" });
+  expect(JSON.parse(written[0]!).err.stack).toContain("log-redaction.test.ts");
+});

@@ -5,13 +5,16 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { Checkpoint, fingerprintOf, type RunIdentity } from "../../producers/perf/checkpoint.ts";
 import { draftTokens } from "../../producers/perf/measurement.ts";
 import { MIX, rateFor } from "../../producers/perf/mixed-traffic.ts";
-import { parsePhases } from "../../producers/perf/performance-run.ts";
+import { PerformanceRun, parsePhases } from "../../producers/perf/performance-run.ts";
 import type { PhaseOutcome } from "../../producers/perf/phase.ts";
-import { bestOf } from "../../producers/perf/phase-b.ts";
-import { optionB } from "../../producers/perf/phase-d.ts";
+import { bestOf, latencyByRate, reasonFor, runPhaseB } from "../../producers/perf/phase-b.ts";
+import { optionB, pick } from "../../producers/perf/phase-d.ts";
+import { runPhaseE } from "../../producers/perf/phase-e.ts";
+import { runPhaseG } from "../../producers/perf/phase-g.ts";
 import { growthBytes } from "../../producers/perf/process-memory.ts";
 import { changedSettings, envText } from "../../producers/perf/settings.ts";
 import { longPrompt } from "../../producers/perf/shapes.ts";
+import { QUICK_SIZES } from "../../producers/perf/sizes.ts";
 import { readTelemetry, type TelemetryRecords } from "../../producers/perf/telemetry-file.ts";
 import { residencyOf } from "../../producers/perf/traces.ts";
 import { readConfig } from "../../queues/config.ts";
@@ -50,6 +53,105 @@ describe("the choice of a setting", () => {
     expect(best([100, false], [60, true])).toBe(1);
     expect(best([100, false], [60, false])).toBe(0);
   });
+});
+
+const measured = (p95Ms: number, { successRate = 1, low = p95Ms, high = p95Ms } = {}) => {
+  const estimate = { value: p95Ms, low, high };
+  return {
+    row: { oomCount: 0, successRate, requests: { sent: 1, completed: 1 }, latencies: { e2eMs: { p95: estimate, mean: estimate } } },
+  };
+};
+
+test("phase B doesn't call a slower setting faster that is chosen because the configured one misses its target", () => {
+  const variant = (maxNumSeqs: number, p95Ms: number) =>
+    ({ variant: { id: "", maxNumSeqs, kvCacheBits: 16 }, stated: measured(p95Ms), natural: measured(p95Ms) }) as never;
+  const [configured, smaller] = [variant(8, 1700), variant(4, 1500)];
+  expect(reasonFor(smaller, [configured, smaller])).toMatch(/What is configured misses the p95 target/);
+  expect(reasonFor(smaller, [variant(2, 1500), smaller])).toMatch(/It keeps the p95 target and is at least 5 % faster/);
+});
+
+/** What a phase gets, with runs made up by `measure`. */
+const contextOf = (measure: (id: string, spec: { settings?: object }) => unknown, rest: object = {}) =>
+  ({
+    config: readConfig({}),
+    sizes: QUICK_SIZES,
+    seed: 1,
+    say: () => {},
+    withSystem: (_name: string, _settings: object, body: (system: object) => unknown) => body({}),
+    measure: async (_system: object, spec: { id: string; settings?: object }) => measure(spec.id, spec),
+    ...rest,
+  }) as never;
+
+test("noise does not choose the KV cache of the number of sequences that is chosen", async () => {
+  const meanMs = (id: string) => ({ "seqs-10-stated": 100, "seqs-10-kv-8-stated": 99 })[id] ?? 130;
+  const { settings } = await runPhaseB(contextOf((id) => measured(meanMs(id)), { choices: { maxNumSeqs: [8, 10] } }));
+  expect(settings).toEqual({ STUDENT_MAX_NUM_SEQS: "10", STUDENT_KV_CACHE_BITS: "16" });
+});
+
+test("each run of phase G names its policy by the setting that chooses it", async () => {
+  const measure = (id: string, { settings }: { settings?: object }) => ({
+    row: { ...measured(1).row, id, settings, swaps: 1, latencies: { queueWaitMs: null } },
+    summary: { startedAt: 0, finishedAt: 1 },
+    telemetry: telemetry({}),
+  });
+  const { phase } = await runPhaseG(contextOf(measure, { capacities: { student: 1, talker: 1 } }));
+  expect(phase.runs.map(({ settings }) => settings)).toEqual(["ge", "exhaustive", "fifo"].map((GPU_POLICY) => ({ GPU_POLICY })));
+});
+
+test("phase E that is interrupted while it waits to kill the model server leaves no run unheard", async () => {
+  const interrupted = new AbortController();
+  const measure = (id: string) => {
+    if (id === "sustained") return measured(1);
+    setImmediate(() => interrupted.abort(new Error("interrupted")));
+    return new Promise((_, reject) => interrupted.signal.addEventListener("abort", () => setTimeout(reject, 5, new Error("cut off"))));
+  };
+  const context = contextOf(measure, { signal: interrupted.signal, capacities: { student: 1, talker: 1 } });
+  await expect(runPhaseE(context)).rejects.toThrow();
+  // vitest fails on a rejection that nobody hears.
+  await new Promise((resolve) => setTimeout(resolve, 20));
+});
+
+test("goodput on the way to the knee leaves out what missed the SLO", () => {
+  const e2es = [100, 100, 5000, 5000];
+  const step = {
+    by: "step",
+    value: "0",
+    ratePerS: 10,
+    latencies: { e2eMs: { p50: { value: 100 }, p95: { value: 5000 } } },
+    slo: { met: false },
+  };
+  const graph = latencyByRate({
+    summary: { groups: [step], plan: { slo: "e2e-p95<1600,errors<1%" } },
+    records: e2es.map((e2eMs) => ({ phase: "steady", step: 0, status: "completed", truncated: false, e2eMs })),
+  } as never);
+  expect(graph!.points).toMatchObject([{ ratePerS: 10, goodputPerS: 5 }]);
+});
+
+describe("the Talker's option", () => {
+  const option = (name: "A" | "B", alone: object, explaining: object) =>
+    ({ option: { name, targetMs: name === "A" ? 1200 : 900 }, alone, explaining }) as never;
+  const chosen = (a: never, b?: never) => pick(b === undefined ? [a] : [a, b]).option.name;
+
+  test("is the one that keeps its target, then the one with faster explanations beyond noise", () => {
+    const a = option("A", measured(1000), measured(2000));
+    expect(chosen(a)).toBe("A");
+    expect(chosen(a, option("B", measured(1000), measured(500)))).toBe("A");
+    expect(chosen(option("A", measured(1300), measured(500)), option("B", measured(800), measured(2000)))).toBe("B");
+    expect(chosen(a, option("B", measured(800), measured(1950)))).toBe("A");
+    expect(chosen(a, option("B", measured(800), measured(1500, { high: 2100 })))).toBe("A");
+    expect(chosen(a, option("B", measured(800), measured(1500)))).toBe("B");
+  });
+
+  test("that fails requests keeps nothing, and one that was hardly answered is no faster", () => {
+    const a = option("A", measured(1300), measured(2000));
+    expect(chosen(a, option("B", measured(500, { successRate: 0.4 }), measured(2000)))).toBe("A");
+    expect(chosen(a, option("B", measured(1000), measured(500, { low: null, high: null } as never)))).toBe("A");
+  });
+});
+
+test("a setting of option B that is a secret is refused: it would stand in the report", () => {
+  const choices = { maxNumSeqs: [], talkerB: { TALKER_API_KEY: "hidden" } };
+  expect(() => new PerformanceRun({ outDir: folder, env: {}, choices } as never)).toThrow(/got TALKER_API_KEY/);
 });
 
 test("the rate for a utilisation: an explanation needs both models", () => {
@@ -149,6 +251,13 @@ test("who was resident when, from the swaps alone", () => {
   ]);
   expect(swaps).toEqual([{ atMs: 5000, from: "student", to: "talker", durationMs: 1000, reason: "empty" }]);
   expect(studentDepth).toEqual([[500, 3]]);
+
+  const first = { ts: 3000, from: null, to: "talker" as const, reason: "empty", drainMs: 0, totalMs: 1000 };
+  const loaded = { ...run, telemetry: telemetry({ samples: [sample(4000, { residentModel: "talker" })], swaps: [first] }) };
+  expect(residencyOf("x", "E", loaded as never).intervals).toEqual([
+    { model: "talker", state: "loading", fromMs: 1000, toMs: 2000 },
+    { model: "talker", state: "resident", fromMs: 2000, toMs: 10_000 },
+  ]);
 });
 
 describe("a run's folder", () => {

@@ -102,6 +102,18 @@ const CASES: [rule: string, spoil: (evidence: Evidence) => void, text: RegExp][]
   ["latency-lever", (it) => latencyMissed(it, "swapWaitMs"), /waiting for the other model/],
   ["latency-lever", (it) => latencyMissed(it, "ttftMs"), /reading the prompt/],
   ["latency-lever", (it) => latencyMissed(it, null), /writing tokens/],
+  [
+    "latency-lever",
+    (it) => {
+      latencyMissed(it, "ttftMs");
+      const { latencies } = firstRun(it, "A");
+      latencies.queueWaitMs = {
+        ...e2e(firstRun(it, "A")),
+        p95: { ...e2e(firstRun(it, "A")).p95, value: e2e(firstRun(it, "A")).p95.value * 0.45 },
+      };
+    },
+    /writing tokens/,
+  ],
   ["speculation-off", (it) => speculated(it, 49, 1.5), /Leave speculation off/],
   ["speculation-gain", (it) => speculated(it, 50, 1.21), /Keep speculation/],
   ["speculation-gain", (it) => speculated(it, 90, 1.19), /gains too little/],
@@ -180,3 +192,19 @@ function miss(evidence: Evidence, id: PhaseId): void {
     judged({ name: "one more", metric: "m", runId: null, comparison: "at-least", threshold: 1, observed: 0, unit: "count" }),
   );
 }
+
+test("a run with drafts is compared with the one without them of the same concurrency", () => {
+  const evidence = flawless();
+  const phase = phaseOf(evidence, "C");
+  const [off] = phase.runs as [RunRow];
+  const at = (concurrency: number, tokensOutPerS: number, drafts: boolean): RunRow => ({
+    ...off,
+    id: `${drafts}-${concurrency}`,
+    settings: { concurrency },
+    acceptance: drafts ? proportion(80, 100) : null,
+    throughput: { ...off.throughput!, tokensOutPerS },
+  });
+  phase.runs = [at(1, 100, false), at(4, 300, false), at(1, 130, true), at(4, 303, true)];
+  const gains = applyRules(evidence).recommendations.filter(({ rule }) => rule === "speculation-gain");
+  expect(gains.map(({ figures }) => figures[1]!.value.toFixed(2))).toEqual(["0.30", "0.01"]);
+});

@@ -2,6 +2,7 @@ import { createParser } from "eventsource-parser";
 import { type Dispatcher, Pool } from "undici";
 import { z } from "zod";
 import { MathllmError } from "../../queues/errors.ts";
+import { traced, traceHeaders } from "../../queues/tracing.ts";
 
 export interface ChatRequest {
   messages: { role: string; content: string }[];
@@ -60,7 +61,7 @@ export class ChatClient {
    */
   async chat(request: ChatRequest, options: { signal: AbortSignal; onText?: (text: string) => void }): Promise<ChatReply> {
     try {
-      return await this.#chat(request, options).catch((error) => {
+      return await traced("chat", { kind: "client" }, () => this.#chat(request, options)).catch((error) => {
         // vLLM also refuses a prompt that fits when the token limit does not. Without one the context is the limit.
         if (!(error instanceof MathllmError && REFUSES_TOKEN_LIMIT.test(error.message))) throw error;
         return this.#chat({ ...request, maxTokens: undefined }, options);
@@ -83,7 +84,11 @@ export class ChatClient {
       return await this.#pool.request({
         method: "POST",
         path: "/v1/chat/completions",
-        headers: { "content-type": "application/json", ...(apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` }) },
+        headers: {
+          "content-type": "application/json",
+          ...traceHeaders(),
+          ...(apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` }),
+        },
         body,
         signal,
       });

@@ -9,6 +9,7 @@ import { deadlineDetail } from "../../queues/job-view.ts";
 import { CLASS_PRIORITY, clientJobId, type Role } from "../../queues/names.ts";
 import type { Queues } from "../../queues/open-queues.ts";
 import { TokenStreamWriter } from "../../queues/token-stream.ts";
+import { traced, tracePast } from "../../queues/tracing.ts";
 import { describeDeath, isOwnFault, type ServerDeath } from "../gpu/guardrails.ts";
 import type { StageJob, StageProcessor } from "../gpu/manual-worker.ts";
 import type { Resident } from "../gpu/model-slot.ts";
@@ -54,7 +55,15 @@ export interface StageDeps {
  * queue without using up an attempt: it is not to blame, unless that keeps happening (see `afterDeath`).
  */
 export function stageProcessor(stage: Stage, deps: StageDeps): StageProcessor {
-  return async (job, token, signal) => {
+  return (job, token, signal) => {
+    const { traceparent, tracestate, priority, acceptedAt } = job.data;
+    const parent = { traceparent, tracestate };
+    const attributes = { "mathllm.job_id": clientJobId(job.id!), "mathllm.model": stage.role, "mathllm.class": priority };
+    if (job.attemptsStarted === 1) tracePast(`${stage.role} queue`, Math.max(job.timestamp, acceptedAt), parent, attributes);
+    return traced(`${stage.role} stage`, { kind: "consumer", parent, attributes }, () => process(job, token, signal));
+  };
+
+  async function process(...[job, token, signal]: Parameters<StageProcessor>): Promise<StageResult> {
     const resident = isVote(job) ? null : deps.resident();
     try {
       return await runStage(stage, deps, job, resident, signal);
@@ -75,7 +84,7 @@ export function stageProcessor(stage: Stage, deps: StageDeps): StageProcessor {
       if (final && job.opts.failParentOnFailure === true) await deps.endParent(clientJobId(job.id!));
       throw final ? new UnrecoverableError(failedReasonOf(known)) : new Error(failedReasonOf(known));
     }
-  };
+  }
 }
 
 /**

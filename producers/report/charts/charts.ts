@@ -23,9 +23,9 @@ export function chartsOf(graphs: Graphs): { phase: PhaseId; chart: Chart }[] {
   if (used !== null && withPoints(used.series).length > 0) add(used.phase, memory({ ...used, series: withPoints(used.series) }));
   const hits = withPoints(graphs.cacheHits);
   if (hits.length > 0) add("F", cacheHits(hits));
-  if (byRate !== null && byRate.points.length > 0) add("G", latencyByRate(byRate));
+  if (byRate !== null && byRate.points.length > 0) add("B", latencyByRate(byRate));
   const jobs = graphs.waterfall.filter(({ stages }) => stages.length > 0);
-  if (jobs.length > 0) add("G", waterfall(jobs));
+  if (jobs.length > 0) add("A", waterfall(jobs));
   for (const [nth, run] of graphs.residency.entries()) add(run.phase, residency(run, `residency-${nth + 1}`));
   return charts;
 }

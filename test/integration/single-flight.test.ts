@@ -1,0 +1,121 @@
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { AnswerLookup } from "../../api/answer-lookup.ts";
+import { BatchPlacer, type PlacedLine } from "../../api/batch-placer.ts";
+import { submit } from "../../api/submission.ts";
+import { AnswerCache, publishModel } from "../../queues/answer-cache.ts";
+import { solveKey } from "../../queues/cache-key.ts";
+import { readConfig } from "../../queues/config.ts";
+import { type JobRequest, solveRequestSchema } from "../../queues/contracts.ts";
+import { moveOn } from "../../queues/followers.ts";
+import { newJobId } from "../../queues/names.ts";
+import { openQueues, type Queues } from "../../queues/open-queues.ts";
+import { endFlight, joinFlights } from "../../queues/single-flight.ts";
+import { type RedisFixture, startRedisFixture } from "../redis-fixture.ts";
+import { stageResult } from "../stand-in-worker.ts";
+
+const config = readConfig({});
+const STUDENT = { modelId: "m", digest: "d", promptVersion: "p", maxTokens: 100 };
+let redis: RedisFixture;
+let queues: Queues;
+let cache: AnswerCache;
+
+beforeAll(async () => {
+  redis = await startRedisFixture();
+  queues = openQueues(redis.connect(), () => {});
+  cache = new AnswerCache(queues.redis, { ttlSeconds: 60, maxBytes: 1e6 }, () => {});
+  await publishModel(queues.redis, "student", { ...STUDENT, settings: "s" });
+});
+
+afterAll(async () => {
+  await queues.close();
+  await redis.stop();
+});
+
+const requestFor = (problem: string): JobRequest => solveRequestSchema.parse({ problem });
+
+/** Its first look was before the answer came. `beforeSecond` runs before the next one. */
+class EarlyLookup extends AnswerLookup {
+  #looks = 0;
+  readonly #beforeSecond: () => Promise<unknown>;
+
+  constructor(beforeSecond: () => Promise<unknown> = async () => {}) {
+    super(queues.redis, cache);
+    this.#beforeSecond = beforeSecond;
+  }
+
+  override async findMany(asked: Parameters<AnswerLookup["findMany"]>[0]): ReturnType<AnswerLookup["findMany"]> {
+    if (++this.#looks === 2) await this.#beforeSecond();
+    const found = await super.findMany(asked);
+    return this.#looks === 1 ? found.map((lookup) => ({ ...lookup, hit: null })) : found;
+  }
+}
+
+test("an answer that came between the look and the start is everybody's: nobody follows a request that will not be computed", async () => {
+  const request = requestFor("lands");
+  await cache.put(solveKey(STUDENT, request), { result: stageResult("student") });
+  const second = () => submit(queues, config, request, { answers: { lookup: new EarlyLookup(), cache } });
+  let meanwhile: ReturnType<typeof second> | undefined;
+  const lookup = new EarlyLookup(() => {
+    meanwhile = second();
+    return meanwhile;
+  });
+  const first = await submit(queues, config, request, { answers: { lookup, cache } });
+  expect([first.cached?.status, (await meanwhile)?.cached?.status]).toEqual(["completed", "completed"]);
+  const placer = new BatchPlacer(queues, config, { lookup: new EarlyLookup(second), cache });
+  const lines = [1, 2].map(
+    (line): PlacedLine => ({ line, index: line - 1, customId: null, request, kind: "solve", jobId: newJobId("solve") }),
+  );
+  const { cached, coalesced } = await placer.place(lines, { mayBeThere: false });
+  expect([cached.size, coalesced]).toEqual([2, 0]);
+  expect(await queues.student.count()).toBe(0);
+  expect(await queues.redis.keys("{mathllm}:f*")).toEqual([]);
+});
+
+test("an answer in the cache that can't be read is computed anew", async () => {
+  const request = requestFor("poisoned");
+  await queues.redis.set(`{mathllm}:cache:entry:${solveKey(STUDENT, request)}`, "{");
+  const { jobId, cached } = await submit(queues, config, request, { answers: { lookup: new AnswerLookup(queues.redis, cache), cache } });
+  expect(cached).toBeNull();
+  expect(await queues.student.getJob(jobId)).toBeDefined();
+});
+
+test("whoever goes on for a leader that has left leads its flight: the same request again follows it", async () => {
+  const answers = { lookup: new AnswerLookup(queues.redis, cache), cache };
+  const request = requestFor("goes on");
+  const [left, next] = [await submit(queues, config, request, { answers }), await submit(queues, config, request, { answers })];
+  const { data } = (await queues.student.getJob(left.jobId))!;
+  await queues.student.remove(left.jobId);
+  await endFlight(queues.redis, data.flightKey!, left.jobId);
+  await moveOn(queues, config, left.jobId);
+  expect(await queues.student.getJob(next.jobId)).toBeDefined();
+  const again = await submit(queues, config, request, { answers });
+  expect(await queues.student.getJob(again.jobId)).toBeUndefined();
+  expect(await queues.redis.smembers(`{mathllm}:followers:${next.jobId}`)).toEqual([again.jobId]);
+});
+
+test("of several requests of one flight the first leads; a flight that is led already keeps its leader", async () => {
+  const [a, b, c] = [newJobId("solve"), newJobId("solve"), newJobId("solve")];
+  const flightKey = "one flight";
+  const both = await joinFlights(
+    queues.redis,
+    [
+      { flightKey, jobId: a },
+      { flightKey, jobId: b },
+      { flightKey: "other", jobId: b },
+    ],
+    5,
+  );
+  expect(both).toEqual([a, a, b].map((leaderId) => ({ leaderId, since: 5 })));
+  expect(await joinFlights(queues.redis, [{ flightKey, jobId: c }])).toEqual([{ leaderId: a, since: 5 }]);
+});
+
+test("a line of a batch whose leader never came is computed, for the key that sent it", async () => {
+  const request = requestFor("never came");
+  await joinFlights(queues.redis, [{ flightKey: solveKey(STUDENT, request), jobId: newJobId("solve") }], Date.now() - 60_000);
+  const jobId = newJobId("solve");
+  const placer = new BatchPlacer(queues, config, { lookup: new AnswerLookup(queues.redis, cache), cache });
+  const owner = { name: "ann", maxJobs: 5 };
+  await placer.place([{ line: 1, index: 0, customId: null, request, kind: "solve", jobId }], { owner, mayBeThere: false });
+  expect((await queues.student.getJob(jobId))?.data.owner).toBe("ann");
+  expect(await queues.redis.zrange("{mathllm}:api-key-jobs:ann", 0, -1)).toEqual([jobId]);
+});
