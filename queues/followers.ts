@@ -23,26 +23,40 @@ export async function followLeader(
   since: number,
   now = Date.now(),
 ): Promise<boolean> {
+  const { isFlying, leader } = await board(queues, jobId, follower, since, now);
+  if (isFlying) return true;
+  await unfollow(queues.redis, jobId, follower.leaderId);
+  await land(queues, config, follower, leader);
+  return false;
+}
+
+/** `isFlying`: the leader is on its way, and will find its follower. */
+async function board(
+  queues: Queues,
+  jobId: string,
+  follower: Follower,
+  since: number,
+  now = Date.now(),
+): Promise<{ isFlying: boolean; leader?: Job<JobData, StageResult> }> {
   const { data, leaderId } = follower;
   if (data.deadlineAt !== undefined) await queues.redis.zadd(keys.deadlines, data.deadlineAt, jobId);
   // The record first, the look after it: a leader that ends from now on finds its follower.
   await follow(queues.redis, jobId, follower);
   const stages = await stageJobs(queues, leaderId);
   const leader = stages.find(({ id }) => id === leaderId);
-  if (leader === undefined ? now - since <= TAKE_OFF_MS : leader.finishedOn === undefined) {
-    for (const job of stages) {
-      const waits = job.finishedOn === undefined && job.processedOn === undefined;
-      if (waits && job.priority > CLASS_PRIORITY[data.priority]) await job.changePriority({ priority: CLASS_PRIORITY[data.priority] });
-    }
-    return true;
+  const isFlying = leader === undefined ? now - since <= TAKE_OFF_MS : leader.finishedOn === undefined;
+  for (const job of isFlying ? stages : []) {
+    const waits = job.finishedOn === undefined && job.processedOn === undefined;
+    if (waits && job.priority > CLASS_PRIORITY[data.priority]) await job.changePriority({ priority: CLASS_PRIORITY[data.priority] });
   }
-  await unfollow(queues.redis, jobId, leaderId);
-  if (leader !== undefined) await landJob(queues, config, leader);
-  else {
-    await endFlight(queues.redis, data.flightKey!, leaderId);
-    await moveOn(queues, config, leaderId);
-  }
-  return false;
+  return { isFlying, leader };
+}
+
+/** The leader has ended, or never took off. */
+async function land(queues: Queues, config: Config, { data, leaderId }: Follower, leader?: Job<JobData, StageResult>): Promise<void> {
+  if (leader !== undefined) return landJob(queues, config, leader);
+  await endFlight(queues.redis, data.flightKey!, leaderId);
+  await moveOn(queues, config, leaderId);
 }
 
 /**
@@ -62,14 +76,23 @@ export async function landJob(queues: Queues, config: Config, job: Job<JobData, 
   }
 }
 
-/** The followers of a leader that ended without an answer of its own accord go on without it. */
+/**
+ * The followers of a leader that ended without an answer of its own accord, and whose flight is over, go on without it. Several may see to that
+ * at once: which of them leads is settled by the flight.
+ */
 export async function moveOn(queues: Queues, config: Config, leaderId: string, also: string[] = []): Promise<void> {
-  const add = async (jobId: string, data: JobData) => {
-    // Whoever asks for the same meanwhile follows it too.
-    if (data.flightKey !== undefined) await joinFlights(queues.redis, [{ flightKey: data.flightKey, jobId }]);
-    await storeJob(queues, config, jobId, data);
+  const goOn = async (jobId: string, data: JobData) => {
+    const [flight] = await joinFlights(queues.redis, [{ flightKey: data.flightKey!, jobId }]);
+    if (flight!.leaderId === jobId) {
+      await storeJob(queues, config, jobId, data);
+      await queues.redis.del(keys.follower(jobId));
+      return;
+    }
+    const follower = { leaderId: flight!.leaderId, data };
+    const { isFlying, leader } = await board(queues, jobId, follower, flight!.since);
+    if (!isFlying) await land(queues, config, follower, leader);
   };
-  await moveFollowersOn(queues.redis, leaderId, config.jobRetentionSeconds, add, also);
+  await moveFollowersOn(queues.redis, leaderId, config.jobRetentionSeconds, goOn, also);
 }
 
 /** Whether a job that failed did so for its own requester's sake: then its followers still want their answer. */

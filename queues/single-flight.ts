@@ -10,7 +10,7 @@ import { keys } from "./names.ts";
  *
  *   follower ──leader completed, or failed by the model──► ends the same way
  *      │ └──its own cancel or deadline──► ends by itself; the leader goes on
- *      └──leader cancelled or too late──► the first living follower becomes a job of its own, the others follow it
+ *      └──leader cancelled or too late──► the first living follower leads the flight and becomes a job of its own, the others follow it
  *
  * The records say it all, so whoever sees a leader that ended without an answer (its worker, another request, or a look at a follower)
  * can move its followers on; doing it twice changes nothing, for a job is added once under its id. A job may wait for as long as it takes,
@@ -121,32 +121,26 @@ export async function endFollowers(redis: Redis, leaderId: string, retentionSeco
 }
 
 /**
- * Moves the followers of a leader that ended without an answer on, `also` those that its set may have missed. `add` makes a follower's own job, once. Returns the new leader's id;
- * null when no follower is left that wants an answer.
+ * Moves the followers of a leader that ended without an answer on, `also` those that its set may have missed: `goOn` makes a follower a job of its
+ * own, or lets it follow another.
  */
 export async function moveFollowersOn(
   redis: Redis,
   leaderId: string,
   retentionSeconds: number,
-  add: (jobId: string, data: JobData) => Promise<void>,
+  goOn: (jobId: string, data: JobData) => Promise<void>,
   also: string[] = [],
   now = Date.now(),
-): Promise<string | null> {
+): Promise<void> {
   const ids = [...new Set([...(await redis.smembers(keys.followers(leaderId))), ...also])].sort();
-  let newLeader: string | null = null;
   for (const jobId of ids) {
     const follower = await readFollower(redis, jobId);
     if (follower === undefined || follower.leaderId !== leaderId) continue;
     const { data } = follower;
     if ((data.deadlineAt ?? Number.POSITIVE_INFINITY) <= now || (await cancelledAt(redis, jobId)) !== null) {
       await endFollower(redis, jobId, data, retentionSeconds);
-    } else if (newLeader === null) {
-      await add(jobId, data);
-      newLeader = jobId;
-      await redis.del(keys.follower(jobId));
-    } else await follow(redis, jobId, { leaderId: newLeader, data });
+    } else await goOn(jobId, data);
   }
   // Only these: one that joined meanwhile is moved on by its own look.
   if (ids.length > 0) await redis.srem(keys.followers(leaderId), ...ids);
-  return newLeader;
 }

@@ -80,11 +80,11 @@ export class FileStore {
     }
   }
 
-  /** undefined: unknown or expired. */
+  /** undefined: unknown or expired, or its record can't be read (the disk was full, the power went). */
   async read(id: string, now = Date.now()): Promise<StoredFile | undefined> {
     if (!ID.test(id)) return undefined;
     const text = await readFile(this.#path(id, "json"), "utf8").catch(ifMissing(undefined));
-    const file = text === undefined ? undefined : storedFileSchema.parse(JSON.parse(text));
+    const file = text === undefined ? undefined : parse(text);
     return file !== undefined && file.expiresAt > now ? file : undefined;
   }
 
@@ -117,6 +117,14 @@ export class FileStore {
 
   #path(id: string, ending: string): string {
     return path.join(this.#folder, `${id}.${ending}`);
+  }
+}
+
+function parse(text: string): StoredFile | undefined {
+  try {
+    return storedFileSchema.safeParse(JSON.parse(text)).data;
+  } catch {
+    return undefined;
   }
 }
 

@@ -7,9 +7,10 @@ import { solveKey } from "../../queues/cache-key.ts";
 import { readConfig } from "../../queues/config.ts";
 import { type JobRequest, solveRequestSchema } from "../../queues/contracts.ts";
 import { moveOn } from "../../queues/followers.ts";
-import { newJobId } from "../../queues/names.ts";
+import { keys, newJobId } from "../../queues/names.ts";
 import { openQueues, type Queues } from "../../queues/open-queues.ts";
 import { endFlight, joinFlights } from "../../queues/single-flight.ts";
+import { storeJob } from "../../queues/store-job.ts";
 import { type RedisFixture, startRedisFixture } from "../redis-fixture.ts";
 import { stageResult } from "../stand-in-worker.ts";
 
@@ -93,6 +94,23 @@ test("whoever goes on for a leader that has left leads its flight: the same requ
   expect(await queues.redis.smembers(`{mathllm}:followers:${next.jobId}`)).toEqual([again.jobId]);
 });
 
+test("where somebody has made one follower a job already, and is not done or has died, the others follow that one", async () => {
+  const answers = { lookup: new AnswerLookup(queues.redis, cache), cache };
+  const request = requestFor("half-way");
+  const ids: string[] = [];
+  for (let i = 0; i < 3; i++) ids.push((await submit(queues, config, request, { answers })).jobId);
+  const [left, next, last] = ids as [string, string, string];
+  const { data } = (await queues.student.getJob(left))!;
+  await queues.student.remove(left);
+  await endFlight(queues.redis, data.flightKey!, left);
+  await joinFlights(queues.redis, [{ flightKey: data.flightKey!, jobId: next }]);
+  await storeJob(queues, config, next, data);
+  await queues.redis.del(keys.follower(next));
+  await moveOn(queues, config, left);
+  expect(await queues.student.getJob(last)).toBeUndefined();
+  expect(await queues.redis.smembers(keys.followers(next))).toEqual([last]);
+});
+
 test("of several requests of one flight the first leads; a flight that is led already keeps its leader", async () => {
   const [a, b, c] = [newJobId("solve"), newJobId("solve"), newJobId("solve")];
   const flightKey = "one flight";
@@ -117,5 +135,5 @@ test("a line of a batch whose leader never came is computed, for the key that se
   const owner = { name: "ann", maxJobs: 5 };
   await placer.place([{ line: 1, index: 0, customId: null, request, kind: "solve", jobId }], { owner, mayBeThere: false });
   expect((await queues.student.getJob(jobId))?.data.owner).toBe("ann");
-  expect(await queues.redis.zrange("{mathllm}:api-key-jobs:ann", 0, -1)).toEqual([jobId]);
+  expect(await queues.redis.zrange(keys.apiKeyJobs("ann"), "0", "-1")).toEqual([jobId]);
 });

@@ -9,7 +9,7 @@ import type { LoadRecord } from "../../producers/load/record.ts";
 import { blockLength, changeOf } from "../../producers/report/bootstrap.ts";
 import { compareRecords, isWorse } from "../../producers/report/compare.ts";
 import { compareFolders, readRecords } from "../../producers/report/recorded-runs.ts";
-import { completeReport, writeReport } from "../../producers/report/report.ts";
+import { completeReport, readReport, writeReport } from "../../producers/report/report.ts";
 import { fixtureEvidence } from "../fixtures/report/evidence.ts";
 
 const RUNS = path.join(import.meta.dirname, "../fixtures/runs");
@@ -69,14 +69,13 @@ describe("on recorded runs of the shipped Student", () => {
     const table = await mathllm("report", "compare", one, slower);
     expect(table).toMatchObject({ code: 0, stderr: "" });
     expect(table.stdout).toMatch(/E2E p50.*real: worse/);
-    const json = JSON.parse((await mathllm("report", "compare", one, path.join(one, "requests.jsonl"), "--json")).stdout);
-    expect(json).toMatchObject({
-      realChanges: 0,
-      worse: 0,
-      rows: expect.arrayContaining([expect.objectContaining({ change: 0, verdict: "noise" })]),
+    const json = await mathllm("report", "compare", one, slower, "--json", "--strict");
+    expect(json.code).toBe(3);
+    expect(JSON.parse(json.stdout)).toMatchObject({
+      worse: expect.any(Number),
+      rows: expect.arrayContaining([expect.objectContaining({ verdict: "real" })]),
     });
-    expect((await mathllm("report", "compare", one, slower, "--strict")).code).toBe(3);
-    expect((await mathllm("report", "compare", one, one, "--strict")).code).toBe(0);
+    expect((await mathllm("report", "compare", one, path.join(one, "requests.jsonl"), "--strict")).code).toBe(0);
   });
 });
 
@@ -110,19 +109,13 @@ test("what can't be compared is refused with what was expected", async () => {
   expect((await readRecords(file)).length).toBe(150);
   await writeFile(file, `${lines[0]}\n{"index":"one"}\n`);
   await expect(readRecords(file)).rejects.toThrow(/line 2; index/);
-  expect(await mathllm("report", "compare", path.join(folder, "nowhere"), broken)).toMatchObject({
-    code: 1,
-    stderr: expect.stringMatching(/there is no /),
-  });
-  expect(await mathllm("report", "compare", folder, broken)).toMatchObject({
-    code: 1,
-    stderr: expect.stringMatching(/Expected report.json or requests.jsonl/),
-  });
-  expect(await mathllm("report", "render", folder)).toMatchObject({ code: 1, stderr: expect.stringMatching(/Expected a report at/) });
+  await expect(compareFolders(path.join(folder, "nowhere"), broken)).rejects.toThrow(/there is no /);
+  await expect(compareFolders(folder, broken)).rejects.toThrow(/Expected report.json or requests.jsonl/);
+  await expect(readReport(folder)).rejects.toThrow(/Expected a report at/);
   await writeFile(path.join(folder, "report.json"), '{"version": 2}');
   expect(await mathllm("report", "render", folder)).toMatchObject({
     code: 1,
-    stderr: expect.stringMatching(/Expected a report .*version/s),
+    stderr: expect.stringMatching(/^Expected a report .*version/s),
   });
 });
 
@@ -149,14 +142,14 @@ describe("the bootstrap", () => {
   }
 
   it.each([0, 0.8])("finds no change in pairs of runs from one source, hardly ever (lean %d)", (lean) => {
-    const pairs = 40;
+    const pairs = 30;
     const found = Array.from({ length: pairs }, (_, nth) =>
       changeOf(leaning(2 * nth + 1, 200, lean), leaning(2 * nth + 2, 200, lean), ["mean", 0.5, 0.95], options),
     );
     for (const statistic of [0, 1, 2]) {
       const wrong = found.filter((estimates) => estimates[statistic]!.interval!.low > 0 || estimates[statistic]!.interval!.high < 0);
-      // 95 % intervals: 2 of 40 are expected to be wrong; 9 would come once in some thousand times.
-      expect(wrong.length).toBeLessThan(9);
+      // 95 % intervals: 1 or 2 of 30 are expected to be wrong; 8 would come once in some thousand times.
+      expect(wrong.length).toBeLessThan(8);
     }
   });
 
