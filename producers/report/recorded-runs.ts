@@ -107,12 +107,14 @@ async function recordedRuns(place: string): Promise<RecordedRuns> {
 
 function reportRuns(report: Report, folder: string): RecordedRuns {
   const rows = report.phases.flatMap((phase) => phase.runs.map((row) => ({ phase, row })));
+  const recorded = rows.filter(({ row }) => row.records !== null);
   const { run, hardware, versions } = report;
   return {
     runs: new Map(
-      rows
-        .filter(({ row }) => row.records !== null)
-        .map(({ phase, row }) => [`${phase.id}/${row.id}`, { label: `${phase.id}: ${row.label}`, file: path.join(folder, row.records!) }]),
+      recorded.map(({ phase, row }) => [
+        `${phase.id}/${row.id}`,
+        { label: `${phase.id}: ${row.label}`, file: path.join(folder, row.records!) },
+      ]),
     ),
     conditions: flat({
       mode: run.mode,
@@ -123,7 +125,7 @@ function reportRuns(report: Report, folder: string): RecordedRuns {
       versions,
       runs: Object.fromEntries(rows.map(({ phase, row }) => [`${phase.id}/${row.id}`, { seed: row.seed, ...row.settings }])),
     }),
-    warnings: rows
+    warnings: recorded
       .filter(({ row }) => row.validity?.valid === false)
       .map(({ row }) => `${row.label} is INVALID: its load generator was the limit.`),
   };

@@ -62,7 +62,7 @@ describe("a running system", () => {
   beforeAll(async () => {
     system = spawn(process.execPath, [main, "start"], { env: environment(), cwd: folder, stdio: ["ignore", "pipe", "inherit"] });
     for await (const line of readline.createInterface({ input: system.stdout! })) {
-      const found = /API\s+(http\S+)/.exec(line)?.[1];
+      const found = /live page\s+(http\S+)/.exec(line)?.[1];
       if (found !== undefined) {
         url = found;
         break;
