@@ -13,7 +13,7 @@ import {
 import { MathllmError } from "../queues/errors.ts";
 import type { ApiClient } from "./submit.ts";
 
-const ERRORS_PAGE = 1000;
+export const ERRORS_PAGE = 1000;
 
 /** What an upload came to: the batch, or how long to wait before it goes on. */
 export type UploadOutcome = { batch: BatchAccepted } | { retryAfterSeconds: number; detail: string };
@@ -37,10 +37,12 @@ export class BatchClient {
       signal: this.#signal,
       duplex: "half",
     } as RequestInit);
-    const body = (await response.json()) as { title?: string; detail?: string };
+    // A server in between, or one that stops, answers without a problem document.
+    const body = (await response.json().catch(() => ({}))) as { title?: string; detail?: string };
     if (response.ok) return { batch: batchAcceptedSchema.parse(body) };
-    if (response.status === 429) {
-      return { retryAfterSeconds: Number(response.headers.get("retry-after") ?? 1), detail: `${body.title}: ${body.detail}` };
+    if ([408, 429, 503].includes(response.status)) {
+      const detail = `${body.title ?? response.statusText}: ${body.detail ?? "the upload was cut."}`;
+      return { retryAfterSeconds: Number(response.headers.get("retry-after") ?? 1), detail };
     }
     throw new MathllmError("invalid-request", `${body.title ?? response.statusText}: ${body.detail ?? ""}`);
   }
@@ -54,16 +56,12 @@ export class BatchClient {
     return this.#lines(`/batches/${batchId}/results?from=${from}&wait=${waitSeconds}`, batchResultSchema);
   }
 
-  /** The lines that were not accepted, in order, a page at a time: no connection stays open between. */
-  async *allErrors(batchId: string): AsyncGenerator<BatchLineError> {
-    for (let from = 0; ; ) {
-      const page: BatchLineError[] = [];
-      const path = `/batches/${batchId}/errors?from=${from}&limit=${ERRORS_PAGE}`;
-      for await (const error of this.#lines(path, batchLineErrorSchema)) page.push(error);
-      yield* page;
-      if (page.length < ERRORS_PAGE) return;
-      from = page.at(-1)!.index + 1;
-    }
+  /** The first lines with an index from `from` on that were not accepted; fewer than `ERRORS_PAGE` when they are the last. */
+  async errorsPage(batchId: string, from: number): Promise<BatchLineError[]> {
+    const page: BatchLineError[] = [];
+    const path = `/batches/${batchId}/errors?from=${from}&limit=${ERRORS_PAGE}`;
+    for await (const error of this.#lines(path, batchLineErrorSchema)) page.push(error);
+    return page;
   }
 
   async *#lines<T extends z.ZodType>(path: string, schema: T): AsyncGenerator<z.infer<T>> {

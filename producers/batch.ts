@@ -3,11 +3,12 @@ import { createReadStream } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 import { type Accuracy, AccuracyCount } from "../maths/accuracy.ts";
 import type { FieldMap } from "../maths/banks.ts";
-import type { BatchLineError, BatchResult, BatchView } from "../queues/batch-contracts.ts";
+import type { BatchView } from "../queues/batch-contracts.ts";
 import type { SolveRequest } from "../queues/contracts.ts";
 import { ERRORS, MathllmError } from "../queues/errors.ts";
 import { BatchClient } from "./batch-client.ts";
 import { type InputFiles, inputLines } from "./batch-input.ts";
+import { Absence, type LineOutcome, lineOutcomes } from "./batch-outcomes.ts";
 import { OutputFile, type OutputLine } from "./batch-output.ts";
 import type { ApiClient } from "./submit.ts";
 
@@ -43,11 +44,6 @@ export interface BatchSummary {
   accuracy: Accuracy | null;
 }
 
-/** How long one look at the results waits for the next line. */
-const WAIT_SECONDS = 1;
-/** How long an API that is gone, such as one that is being restarted, is waited for. */
-const GONE_MS = 60_000;
-const GONE_LOOK_MS = 500;
 const SENT_EVERY = 500;
 
 export function errorsFileOf(output: string): string {
@@ -71,6 +67,8 @@ export async function runBatch(
 ): Promise<BatchSummary> {
   const client = new BatchClient(api, signal);
   const { digest, open } = await missing(options);
+  // One that isn't there from the beginning is not waited for.
+  if (open > 0) await api.request("/healthz", { signal });
   const files = { completed: await OutputFile.open(options.output), failed: await OutputFile.open(errorsFileOf(options.output)) };
   try {
     const batchId = open === 0 ? null : await send(client, options, digest, open, onProgress, signal);
@@ -112,11 +110,17 @@ async function send(
   onProgress: (progress: BatchProgress) => void,
   signal: AbortSignal | undefined,
 ): Promise<string> {
+  const absence = new Absence(signal);
   for (;;) {
-    const outcome = await client.upload(uploadLines(options, total, onProgress), `mathllm-batch-${digest}`, options.defaults);
-    if ("batch" in outcome) return outcome.batch.batchId;
-    onProgress({ phase: "waiting for room", seconds: outcome.retryAfterSeconds, detail: outcome.detail });
-    await delay(outcome.retryAfterSeconds * 1000, undefined, { signal });
+    try {
+      const outcome = await client.upload(uploadLines(options, total, onProgress), `mathllm-batch-${digest}`, options.defaults);
+      if ("batch" in outcome) return outcome.batch.batchId;
+      absence.over();
+      onProgress({ phase: "waiting for room", seconds: outcome.retryAfterSeconds, detail: outcome.detail });
+      await delay(outcome.retryAfterSeconds * 1000, undefined, { signal });
+    } catch (error) {
+      await absence.wait(error);
+    }
   }
 }
 
@@ -135,40 +139,6 @@ async function* uploadLines(files: InputFiles, total: number, onProgress: (progr
   onProgress({ phase: "sending", sent: total, total });
 }
 
-/** What has become of the batch's lines, in order, as they end. */
-async function* outcomes(
-  client: BatchClient,
-  batchId: string,
-  onProgress: (progress: BatchProgress) => void,
-  signal: AbortSignal | undefined,
-): AsyncGenerator<{ result: BatchResult } | { refused: BatchLineError }> {
-  const errors = client.allErrors(batchId);
-  let refused = await errors.next();
-  let next = 0;
-  let goneAt: number | null = null;
-  for (;;) {
-    try {
-      const batch = await client.view(batchId);
-      onProgress({ phase: "running", batch });
-      const isLast = batch.timestamps.finishedAt !== null;
-      for await (const result of client.results(batchId, next, WAIT_SECONDS)) {
-        for (; refused.done !== true && refused.value.index < result.index; refused = await errors.next()) yield { refused: refused.value };
-        yield { result };
-        next = result.index + 1;
-      }
-      goneAt = null;
-      if (isLast) break;
-    } catch (error) {
-      signal?.throwIfAborted();
-      const isGone = error instanceof TypeError || (error instanceof MathllmError && error.code === "engine-failed");
-      goneAt ??= performance.now();
-      if (!isGone || performance.now() - goneAt > GONE_MS) throw error;
-      await delay(GONE_LOOK_MS, undefined, { signal });
-    }
-  }
-  for (; refused.done !== true; refused = await errors.next()) yield { refused: refused.value };
-}
-
 async function collect(
   client: BatchClient,
   options: BatchOptions,
@@ -178,7 +148,8 @@ async function collect(
   signal: AbortSignal | undefined,
 ): Promise<BatchSummary> {
   const tally = new Tally();
-  const ends = batchId === null ? null : outcomes(client, batchId, onProgress, signal);
+  const onView = (batch: BatchView) => onProgress({ phase: "running", batch });
+  const ends = batchId === null ? null : lineOutcomes(client, batchId, onView, signal);
   try {
     for await (const input of inputLines(options)) {
       const { line } = input;
@@ -205,7 +176,7 @@ async function nextOf<T>(items: AsyncGenerator<T> | null): Promise<T> {
   return next.value;
 }
 
-function endedLine(line: number, customId: string, outcome: { result: BatchResult } | { refused: BatchLineError }): OutputLine {
+function endedLine(line: number, customId: string, outcome: LineOutcome): OutputLine {
   if ("refused" in outcome) {
     return { custom_id: customId, line, jobId: null, status: "failed", result: null, error: outcome.refused.error };
   }

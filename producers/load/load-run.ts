@@ -62,6 +62,7 @@ export async function runLoad(options: LoadOptions, { signal, onTick }: LoadCont
     if (plan.promptTokens !== undefined) recorder.run.promptScale ??= await measureScale(plan, { url, apiKey, runKey });
     const nextRequest = await requestSource(plan, recorder.run.promptScale);
     await recorder.openFiles();
+    sampler?.start();
     const generator = new Generator({
       plan,
       schedule,

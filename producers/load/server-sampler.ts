@@ -25,7 +25,7 @@ export class ServerSampler {
   readonly #agent = new Agent({ connections: 2 });
   readonly #resident: Record<Role | "none", number> = { student: 0, talker: 0, none: 0 };
   readonly #maxDepth: Record<Role, number> = { student: 0, talker: 0 };
-  readonly #done: Promise<unknown>;
+  #done: Promise<unknown> | undefined;
   /** By the server's clock, oldest first. */
   #swapSpans: Span[] = [];
   #swapMsTotal = 0;
@@ -38,6 +38,9 @@ export class ServerSampler {
     this.#url = url.replace(/\/+$/, "");
     this.#headers = apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` };
     this.#write = write;
+  }
+
+  start(): void {
     this.#done = Promise.all([this.#sampleLoop(), this.#eventLoop()]);
   }
 

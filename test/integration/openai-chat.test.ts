@@ -133,8 +133,11 @@ describe("the official client", () => {
         })();
         const { id } = await onlyJob();
         if (isPicked) await workers!.picked(id!);
-        expect(await flag(id!)).toBeNull();
-        if (!(stream && isPicked)) left.abort();
+        // What is streamed is aborted at its first text, which may have come by now.
+        if (!(stream && isPicked)) {
+          expect(await flag(id!)).toBeNull();
+          left.abort();
+        }
         // The iteration of an aborted stream just ends.
         await answer.catch((error) => expect(error).toBeInstanceOf(APIUserAbortError));
         await expect.poll(() => flag(id!), { timeout: 15_000, interval: 10 }).not.toBeNull();
