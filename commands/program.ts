@@ -18,11 +18,13 @@ import { addSimulate } from "./simulate.ts";
 import { addSmoke } from "./smoke.ts";
 import { addSolve } from "./solve.ts";
 import { addStart } from "./start.ts";
+import { VERSION } from "./system.ts";
 import { addTop } from "./top.ts";
 
 /** All commands. */
 export function createProgram(run: Run): Command {
   const program = new Command("mathllm")
+    .version(VERSION)
     .description("Maths problems in, solutions and explanations out: one GPU, two models, never both at once.")
     .exitOverride()
     .showHelpAfterError("(--help shows what is expected)")
