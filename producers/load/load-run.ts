@@ -52,7 +52,8 @@ export async function runLoad(options: LoadOptions, { signal, onTick }: LoadCont
   const sampler = plan.target === "api" ? new ServerSampler(url, (line) => recorder.server(line), apiKey) : null;
   const runKey = `${recorder.run.runId}-${recorder.run.sessions.length}`;
   const target = openTarget(plan, { url, apiKey, runKey, sampler });
-  const probe = new EventLoopProbe();
+  // From the first request on: what is prepared before it delays none.
+  let probe: EventLoopProbe | undefined;
   const stopping = new AbortController();
   const progress = new Progress();
   const timers: NodeJS.Timeout[] = [];
@@ -87,6 +88,7 @@ export async function runLoad(options: LoadOptions, { signal, onTick }: LoadCont
     signal?.addEventListener("abort", () => timers.push(setTimeout(() => stopping.abort(new Error("Interrupted.")), GRACE_MS)));
     let begun: Promise<void> | undefined;
     const { toMs } = await generator.send((times) => {
+      probe = new EventLoopProbe();
       begun = recorder.beginSession(times);
       // Told of below; until then nobody waits for it.
       begun.catch(() => {});
@@ -114,7 +116,7 @@ export async function runLoad(options: LoadOptions, { signal, onTick }: LoadCont
     await begun;
     await generator.settled();
     if (begun !== undefined) await recorder.endSession(toMs);
-    const eventLoopDelayMs = probe.stop();
+    const eventLoopDelayMs = probe?.stop() ?? { p50: 0, p99: 0, max: 0 };
     await sampler?.stop();
     await recorder.close();
     const { records, run } = recorder;
@@ -146,7 +148,7 @@ export async function runLoad(options: LoadOptions, { signal, onTick }: LoadCont
   } finally {
     for (const timer of timers) clearInterval(timer);
     stopping.abort();
-    probe.stop();
+    probe?.stop();
     await sampler?.stop();
     await target.close();
     await recorder.close();
