@@ -7,8 +7,11 @@ import type { JobOwner } from "../queues/job-places.ts";
 import type { JobKind } from "../queues/names.ts";
 import type { BatchKeeper } from "./batch-keeper.ts";
 import { type BatchRequest, customIdOf } from "./batch-line.ts";
-import { type BatchPlacer, type PlacedLine, recordOf } from "./batch-placer.ts";
+import { type BatchPlacer, type Patience, type PlacedLine, recordOf } from "./batch-placer.ts";
 import { kindOf } from "./submission.ts";
+
+/** Longer than this an upload is not slowed down: a client that is kept waiting for minutes is cut off by something in between. */
+const PATIENCE_MS = 5000;
 
 /** A line as it came. */
 export interface UploadLine {
@@ -87,6 +90,7 @@ class Upload {
   #placing: Promise<void> = Promise.resolve();
   /** What an upload that died has placed beyond the last recorded chunk may be there already. */
   #mayBeThere: boolean;
+  readonly #patience: Patience = { leftMs: PATIENCE_MS };
 
   constructor(store: BatchStore, placer: BatchPlacer, keeper: BatchKeeper, batch: BatchRecord, options: IngestOptions) {
     this.#store = store;
@@ -147,7 +151,11 @@ class Upload {
   async #place(number: number, digest: string, { good, errors }: CheckedLines): Promise<void> {
     const { batchId, chunkSize } = this.#batch;
     const unique = await this.#withoutDuplicates(good, errors);
-    const placed = await this.#placer.place(unique, { owner: this.#options.owner, mayBeThere: this.#mayBeThere });
+    const placed = await this.#placer.place(unique, {
+      owner: this.#options.owner,
+      mayBeThere: this.#mayBeThere,
+      patience: this.#patience,
+    });
     const from = number * chunkSize;
     const outcome = await this.#store.recordChunk(batchId, number, recordOf(digest, from, unique, errors, placed));
     if (outcome === "recorded") {
@@ -159,8 +167,7 @@ class Upload {
     } else {
       await this.#keeper.withdraw(unique.map(({ index, jobId, request }) => ({ index, jobId, isVote: request.samples > 1 })));
       const { cancelledAt } = (await this.#store.read(batchId)) ?? { cancelledAt: null };
-      if (cancelledAt === null) throw this.#otherLines();
-      throw new MathllmError("cancelled", "The batch was cancelled while its lines came.", { extra: { batchId } });
+      throw this.#otherLines(cancelledAt !== null);
     }
   }
 
@@ -182,12 +189,15 @@ class Upload {
     if (this.#recorded[number] !== digest) throw this.#otherLines();
   }
 
-  #otherLines(): MathllmError {
-    return new MathllmError(
-      "idempotency-conflict",
-      "This Idempotency-Key came before with other lines, defaults or metadata. Use a new key for a new batch.",
-      { extra: { batchId: this.#batch.batchId } },
-    );
+  #otherLines(isCancelled = this.#batch.cancelledAt !== null): MathllmError {
+    const extra = { batchId: this.#batch.batchId };
+    return isCancelled
+      ? new MathllmError("cancelled", "The batch was cancelled and takes no more lines. Send them as another one.", { extra })
+      : new MathllmError(
+          "idempotency-conflict",
+          "This Idempotency-Key came before with other lines, defaults or metadata. Use a new key for a new batch.",
+          { extra },
+        );
   }
 }
 
@@ -205,5 +215,5 @@ export function chunkSizeFor(maxDepths: Record<string, number>, maxJobs: number 
   const fits = Math.min(...Object.values(maxDepths), maxJobs ?? Number.POSITIVE_INFINITY);
   return Math.max(1, Math.min(CHUNK_LINES, Math.floor(fits / CHUNKS_IN_DEPTH)));
 }
-const CHUNK_LINES = Number(process.env.CHUNK ?? 500);
+const CHUNK_LINES = 500;
 const CHUNKS_IN_DEPTH = 4;

@@ -16,9 +16,10 @@ import type { JobLookup } from "./job-lookup.ts";
 /** Open lines are looked at this many at once. */
 const GROUP = 500;
 const TICK_MS = 1000;
-/** A look that takes longer than this is not repeated at once: looking takes at most one part in `PACE` of the time. */
+/** After a look that takes longer than this comes a pause: looking takes at most one part in `PACE` of the time, and no pause is longer than that. */
 const SHORT_LOOK_MS = 50;
-const PACE = 20;
+const PACE = 10;
+const LONGEST_PAUSE_MS = 3000;
 
 interface Look {
   running: Promise<void> | null;
@@ -89,7 +90,7 @@ export class BatchKeeper {
     const look = this.#looks.get(batchId) ?? { running: null, endedAt: Number.NEGATIVE_INFINITY, tookMs: 0, lastWaiting: null };
     this.#looks.set(batchId, look);
     const startedAt = performance.now();
-    const pauseMs = look.tookMs < SHORT_LOOK_MS ? 0 : PACE * look.tookMs;
+    const pauseMs = look.tookMs < SHORT_LOOK_MS ? 0 : Math.min(PACE * look.tookMs, LONGEST_PAUSE_MS);
     if (look.running === null && startedAt - look.endedAt >= pauseMs) {
       look.running = this.#settle(batch, look).finally(() => {
         look.running = null;
@@ -110,13 +111,12 @@ export class BatchKeeper {
 
   async #settle(batch: BatchRecord, look: Look): Promise<void> {
     const { batchId } = batch;
-    if (batch.cancelledAt !== null) await this.#cancelOpen(batchId, openOf(batchId, await this.#store.lines(batchId)));
+    if (batch.cancelledAt !== null) await this.#cancelOpen(batchId, await this.#store.lines(batchId));
     const lines = await this.#store.lines(batchId);
-    const open = openOf(batchId, lines);
     let active = 0;
     let unsettled = 0;
     let lastWaiting: string | null = null;
-    for (const group of groupsOf(open)) {
+    for (const group of openGroups(batchId, lines)) {
       const progress = await progressOf(this.#queues.redis, group);
       const is = (wanted: JobProgress) => group.filter((_, i) => progress[i] === wanted);
       const answers = new Map<string, SharedResult>();
@@ -216,14 +216,14 @@ export class BatchKeeper {
   }
 
   /** Followers first: a job that goes would make one of them a job in its place. */
-  async #cancelOpen(batchId: string, open: OpenLine[]): Promise<void> {
+  async #cancelOpen(batchId: string, open: BatchLines): Promise<void> {
     const cancelled = (lines: OpenLine[]) =>
       lines.map(({ index, jobId }): Settled => {
         const error = errorOf("cancelled", "Cancelled on request.");
         return { index, state: LINE.cancelled, record: { jobId, status: "cancelled", error } };
       });
-    for (const group of groupsOf(open)) await this.#store.settle(batchId, cancelled(await this.#removeFollowers(group)));
-    for (const group of groupsOf(open)) {
+    for (const group of openGroups(batchId, open)) await this.#store.settle(batchId, cancelled(await this.#removeFollowers(group)));
+    for (const group of openGroups(batchId, open)) {
       const progress = await progressOf(this.#queues.redis, group);
       const removed = await Promise.all(
         group.map(async (line, i) => (progress[i] === "waiting" || progress[i] === "active") && (await this.#remove(line))),
@@ -271,10 +271,6 @@ export class BatchKeeper {
   }
 }
 
-function openOf(batchId: string, lines: BatchLines): OpenLine[] {
-  return lines.open().map((index) => lineOf(batchId, lines, index));
-}
-
 export function lineOf(batchId: string, lines: BatchLines, index: number): OpenLine {
   const { kind, isVote } = lines.kindOf(index);
   return { index, jobId: batchJobId(kind, batchId, index), isVote };
@@ -288,6 +284,13 @@ function errorOf(code: ErrorCode, detail: string): JobError {
   return { code, title: ERRORS[code].title, detail };
 }
 
-function* groupsOf<T>(items: T[]): Generator<T[]> {
-  for (let from = 0; from < items.length; from += GROUP) yield items.slice(from, from + GROUP);
+/** The open lines, some at a time: of a large batch they are not all held at once. */
+function* openGroups(batchId: string, lines: BatchLines): Generator<OpenLine[]> {
+  let group: OpenLine[] = [];
+  for (const index of lines.open()) {
+    if (group.push(lineOf(batchId, lines, index)) < GROUP) continue;
+    yield group;
+    group = [];
+  }
+  if (group.length > 0) yield group;
 }

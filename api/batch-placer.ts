@@ -16,10 +16,13 @@ import { storeJobs } from "../queues/store-job.ts";
 import type { AnswerLookup, Lookup } from "./answer-lookup.ts";
 import { jobData, place } from "./submission.ts";
 
-/** How long an upload waits for room in the queues before it is cut, and how often it looks. */
-const ROOM_WAIT_MS = 5000;
 const ROOM_LOOK_MS = 200;
 const RETRY_AFTER_SECONDS = 30;
+
+/** How long an upload may still wait for room in the queues, all its chunks together. */
+export interface Patience {
+  leftMs: number;
+}
 
 export interface PlacedLine {
   line: number;
@@ -28,6 +31,13 @@ export interface PlacedLine {
   request: JobRequest;
   kind: JobKind;
   jobId: string;
+}
+
+export interface PlaceOptions {
+  owner?: JobOwner;
+  /** An upload that died may have stored some of them. */
+  mayBeThere: boolean;
+  patience: Patience;
 }
 
 export interface Placed {
@@ -53,13 +63,13 @@ export class BatchPlacer {
     this.#answers = answers;
   }
 
-  async place(lines: PlacedLine[], options: { owner?: JobOwner; mayBeThere: boolean }): Promise<Placed> {
+  async place(lines: PlacedLine[], options: PlaceOptions): Promise<Placed> {
     const turn = this.#turn.then(() => this.#place(lines, options));
     this.#turn = turn.catch(() => {});
     return turn;
   }
 
-  async #place(all: PlacedLine[], { owner, mayBeThere }: { owner?: JobOwner; mayBeThere: boolean }): Promise<Placed> {
+  async #place(all: PlacedLine[], { owner, mayBeThere, patience }: PlaceOptions): Promise<Placed> {
     const { redis } = this.#queues;
     const { cache } = this.#answers;
     const acceptedAt = Date.now();
@@ -76,8 +86,8 @@ export class BatchPlacer {
         return false;
       });
     const unknown = take(sought, found);
-    await this.#waitForRoom(unknown);
-    await this.#takePlaces(unknown, owner);
+    await this.#patiently(patience, () => this.#checkRoom(unknown));
+    if (owner !== undefined) await this.#patiently(patience, () => this.#takePlaces(unknown, owner));
 
     const flightOf = (line: PlacedLine) => found.get(line)!.flightKey;
     const flying = unknown.filter((line) => flightOf(line) !== null);
@@ -145,32 +155,39 @@ export class BatchPlacer {
     return new Map(jobIds.map((jobId, i) => [jobId, progress[i]!]));
   }
 
-  /** A chunk that can never fit is let in when nothing of its class waits. */
-  async #waitForRoom(lines: PlacedLine[]): Promise<void> {
-    const needs = needsOf(lines);
-    const until = performance.now() + ROOM_WAIT_MS;
+  /** Tries again while there is no room. */
+  async #patiently(patience: Patience, attempt: () => Promise<void>): Promise<void> {
     for (;;) {
-      const backlog = await this.#queues.readBacklog(Date.now());
-      const full = needs.find(({ role, name, count }) => {
-        const most = this.#config.maxDepths[name];
-        return backlog[role].waiting[name] + Math.min(count, most) > most;
-      });
-      if (full === undefined) return;
-      if (performance.now() > until) {
-        const { role, name } = full;
-        throw new MathllmError(
-          "queue-full",
-          `${backlog[role].waiting[name]} ${name} jobs wait for the ${role}, and ${this.#config.maxDepths[name]} may (${name.toUpperCase()}_MAX_DEPTH).`,
-          { extra: { retryAfterSeconds: RETRY_AFTER_SECONDS } },
-        );
+      try {
+        return await attempt();
+      } catch (error) {
+        if (!(error instanceof MathllmError)) throw error;
+        if (patience.leftMs <= 0) {
+          throw new MathllmError(error.code, error.message, { extra: { retryAfterSeconds: RETRY_AFTER_SECONDS } });
+        }
+        await delay(ROOM_LOOK_MS);
+        patience.leftMs -= ROOM_LOOK_MS;
       }
-      await delay(ROOM_LOOK_MS);
     }
   }
 
-  /** All of them or none. */
-  async #takePlaces(lines: PlacedLine[], owner: JobOwner | undefined): Promise<void> {
-    if (owner === undefined || owner.maxJobs === null) return;
+  /** Throws `queue-full`. A chunk that can never fit is let in when nothing of its class waits. */
+  async #checkRoom(lines: PlacedLine[]): Promise<void> {
+    const backlog = await this.#queues.readBacklog(Date.now());
+    for (const { role, name, count } of needsOf(lines)) {
+      const most = this.#config.maxDepths[name];
+      const waiting = backlog[role].waiting[name];
+      if (waiting + Math.min(count, most) <= most) continue;
+      throw new MathllmError(
+        "queue-full",
+        `${waiting} ${name} jobs wait for the ${role}, and ${most} may (${name.toUpperCase()}_MAX_DEPTH).`,
+      );
+    }
+  }
+
+  /** All of them or none. Throws `too-many-jobs`. */
+  async #takePlaces(lines: PlacedLine[], owner: JobOwner): Promise<void> {
+    if (owner.maxJobs === null) return;
     const taken: PlacedLine[] = [];
     try {
       for (const line of lines) {

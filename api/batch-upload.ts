@@ -14,15 +14,19 @@ export async function* jsonLines(source: Readable, maxBytes: number): AsyncGener
   // A reader that stops early must still be able to answer.
   const body = source.iterator({ destroyOnReturn: false }) as AsyncIterable<Uint8Array>;
   const { head, rest } = await beginning(body);
-  for await (const { line, tooLong, bytes } of splitRecords(head, rest, "jsonl", maxBytes)) {
-    yield {
-      line,
-      bytes,
-      read: () => {
-        if (tooLong) throw new MathllmError("body-too-large", `Expected a line of at most ${maxBytes} bytes; got a longer one.`);
-        return parseLine(bytes);
-      },
-    };
+  try {
+    for await (const { line, tooLong, bytes } of splitRecords(head, rest, "jsonl", maxBytes)) {
+      yield {
+        line,
+        bytes,
+        read: () => {
+          if (tooLong) throw new MathllmError("body-too-large", `Expected a line of at most ${maxBytes} bytes; got a longer one.`);
+          return parseLine(bytes);
+        },
+      };
+    }
+  } finally {
+    await rest.return?.();
   }
 }
 

@@ -25,13 +25,13 @@ export async function* lineOutcomes(
       const batch = await client.view(batchId);
       onView(batch);
       for await (const result of client.results(batchId, next, WAIT_SECONDS)) {
-        for (const refused of await refusals.before(result.index)) yield { refused };
+        yield* refusals.before(result.index);
         yield { result };
         next = result.index + 1;
       }
       absence.over();
       if (batch.timestamps.finishedAt === null) continue;
-      for (const refused of await refusals.before(Number.POSITIVE_INFINITY)) yield { refused };
+      yield* refusals.before(Number.POSITIVE_INFINITY);
       return;
     } catch (error) {
       await absence.wait(error);
@@ -52,19 +52,19 @@ class Refusals {
     this.#batchId = batchId;
   }
 
-  /** Those that have not been taken and come before `index`. */
-  async before(index: number): Promise<BatchLineError[]> {
-    const taken: BatchLineError[] = [];
-    for (;;) {
-      if (this.#page.length === 0 && !this.#isLast) {
-        this.#page = await this.#client.errorsPage(this.#batchId, this.#from);
-        this.#isLast = this.#page.length < ERRORS_PAGE;
-        this.#from = (this.#page.at(-1)?.index ?? this.#from) + 1;
-      }
-      const count = this.#page.findIndex((error) => error.index >= index);
-      taken.push(...this.#page.splice(0, count < 0 ? this.#page.length : count));
-      if (this.#page.length > 0 || this.#isLast) return taken;
+  /** The next one, if it comes before `index`. */
+  async next(index: number): Promise<BatchLineError | undefined> {
+    if (this.#page.length === 0 && !this.#isLast) {
+      this.#page = await this.#client.errorsPage(this.#batchId, this.#from);
+      this.#isLast = this.#page.length < ERRORS_PAGE;
+      this.#from = (this.#page.at(-1)?.index ?? this.#from) + 1;
     }
+    return (this.#page[0]?.index ?? index) < index ? this.#page.shift() : undefined;
+  }
+
+  /** All that come before `index` and have not been taken. */
+  async *before(index: number): AsyncGenerator<LineOutcome> {
+    for (let refused = await this.next(index); refused !== undefined; refused = await this.next(index)) yield { refused };
   }
 }
 

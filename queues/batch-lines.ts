@@ -83,9 +83,7 @@ export class BatchLines {
   }
 
   /** The indexes of the open lines. */
-  open(): number[] {
-    const indexes: number[] = [];
-    for (let at = this.states.indexOf(LINE.open); at >= 0; at = this.states.indexOf(LINE.open, at + 1)) indexes.push(this.from + at);
-    return indexes;
+  *open(): Generator<number> {
+    for (let at = this.states.indexOf(LINE.open); at >= 0; at = this.states.indexOf(LINE.open, at + 1)) yield this.from + at;
   }
 }

@@ -1,7 +1,8 @@
 import { z } from "zod";
 import type { BatchLineError } from "./batch-contracts.ts";
 import { newBatchId } from "./batch-ids.ts";
-import { BatchLines, type Chunk, LINE, type LineRecord, type Settled, type SharedResult } from "./batch-lines.ts";
+import { BatchLines, type Chunk, type LineRecord, type Settled, type SharedResult } from "./batch-lines.ts";
+import { CHUNK_SCRIPT, CLAIM_SCRIPT, SETTLE_SCRIPT } from "./batch-scripts.ts";
 import type { Redis } from "./connection.ts";
 import { KEY_PREFIX, keys, roleOfJobId } from "./names.ts";
 
@@ -41,71 +42,6 @@ const recordSchema = z.object({
   active: count,
 });
 export type BatchRecord = z.infer<typeof recordSchema> & { batchId: string };
-
-/**
- * KEYS: batch, states, kinds, digests, custom ids, errors, records, answers. ARGV: chunk, its digest, states, kinds, custom ids, now, how many
- * pairs of counts, how many errors, how many records, how many answers; then all of these.
- */
-const CHUNK_SCRIPT = `
-if redis.call('LLEN', KEYS[4]) > tonumber(ARGV[1]) then return 'elsewhere' end
-if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HGET', KEYS[1], 'uploadedAt') then return 'closed' end
-redis.call('RPUSH', KEYS[4], ARGV[2])
-redis.call('APPEND', KEYS[2], ARGV[3])
-redis.call('APPEND', KEYS[3], ARGV[4])
-redis.call('HSET', KEYS[5], ARGV[1], ARGV[5])
-redis.call('HSET', KEYS[1], 'touchedAt', ARGV[6])
-local at = 10
-for _ = 1, tonumber(ARGV[7]) do
-  redis.call('HINCRBY', KEYS[1], ARGV[at + 1], ARGV[at + 2])
-  at = at + 2
-end
-for _ = 1, tonumber(ARGV[8]) do
-  at = at + 1
-  redis.call('RPUSH', KEYS[6], ARGV[at])
-end
-for _ = 1, tonumber(ARGV[9]) do
-  redis.call('HSET', KEYS[7], ARGV[at + 1], ARGV[at + 2])
-  at = at + 2
-end
-for _ = 1, tonumber(ARGV[10]) do
-  redis.call('HSETNX', KEYS[8], ARGV[at + 1], ARGV[at + 2])
-  at = at + 2
-end
-return 'recorded'
-`;
-
-/**
- * Far beyond any retention: BullMQ removes finished jobs by these times, and those of a batch stay until it is finished.
- * KEYS: batch, states, records, answers. ARGV for each line: index, state, verdict, record, its queue's keys, job, when that ended.
- */
-const KEPT_MS = 1e12;
-const SETTLE_SCRIPT = `
-local names = { c = 'completed', f = 'failed', x = 'cancelled' }
-for i = 1, #ARGV, 7 do
-  local index, state, verdict, record, queue, job, at = unpack(ARGV, i, i + 6)
-  if job ~= '' then
-    local keptUntil = string.format('%.0f', tonumber(at) + ${KEPT_MS})
-    redis.call('ZADD', queue .. 'completed', 'XX', keptUntil, job)
-    redis.call('ZADD', queue .. 'failed', 'XX', keptUntil, job)
-  end
-  if redis.call('GETRANGE', KEYS[2], index, index) == '${LINE.open}' then
-    redis.call('SETRANGE', KEYS[2], index, state)
-    redis.call('HINCRBY', KEYS[1], names[state], 1)
-    if verdict ~= '' then redis.call('HINCRBY', KEYS[1], verdict, 1) end
-    if record ~= '' then redis.call('HSET', KEYS[3], index, record) end
-  end
-end
-`;
-
-/** KEYS: custom ids. ARGV: index and id of each line. Returns the index of the line that has the id, for each. */
-const CLAIM_SCRIPT = `
-local holders = {}
-for i = 1, #ARGV, 2 do
-  if redis.call('HSETNX', KEYS[1], ARGV[i + 1], ARGV[i]) == 1 then table.insert(holders, tonumber(ARGV[i]))
-  else table.insert(holders, tonumber(redis.call('HGET', KEYS[1], ARGV[i + 1]))) end
-end
-return holders
-`;
 
 const PARTS = ["states", "kinds", "digests", "custom-ids", "claimed-ids", "errors", "records", "answers"] as const;
 const PAGE = 1000;

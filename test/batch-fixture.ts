@@ -48,7 +48,11 @@ export class BatchFixture {
   }
 
   async startApi(): Promise<void> {
-    this.api = await startFor(this.redis, this.config);
+    this.api = await this.anotherApi();
+  }
+
+  anotherApi(): Promise<RunningApi> {
+    return startFor(this.redis, this.config);
   }
 
   /** Ends jobs of a queue from now on, each with its problem as the answer; a problem that begins with "fail" fails. */
@@ -139,3 +143,15 @@ export const jsonl = (lines: (object | string)[]): string =>
 
 export const problems = (count: number, name = "p") =>
   Array.from({ length: count }, (_, i) => ({ custom_id: `${name}${i}`, problem: `${name} ${i}` }));
+
+/** An upload that ends or breaks when a test says so. */
+export function unfinished(text: string): { body: ReadableStream<Uint8Array>; end: () => void; break: () => void } {
+  let controller: ReadableStreamDefaultController<Uint8Array>;
+  const body = new ReadableStream<Uint8Array>({
+    start: (given) => {
+      controller = given;
+      controller.enqueue(new TextEncoder().encode(text));
+    },
+  });
+  return { body, end: () => controller.close(), break: () => controller.error(new Error("the client died")) };
+}

@@ -41,9 +41,16 @@ const redis = new Redis(server.url, { maxRetriesPerRequest: null });
 const queues = openQueues(redis, () => {});
 const environment = { ...process.env, REDIS_URL: server.url, DATA_DIR: folder, PORT: "0", LOG_LEVEL: "error" };
 
-const api = spawn(process.execPath, [main, "api"], { env: environment, stdio: ["ignore", "pipe", "inherit"] });
-const [firstOutput] = (await once(api.stdout, "data")) as [Buffer];
-const url = firstOutput.toString().match(/http\S+/)![0];
+async function startApi(): Promise<{ url: string; pid: number; stop: () => Promise<void> }> {
+  const child = spawn(process.execPath, [main, "api"], { env: environment, stdio: ["ignore", "pipe", "inherit"] });
+  const [output] = (await once(child.stdout, "data")) as [Buffer];
+  const stop = async () => {
+    child.kill("SIGTERM");
+    await once(child, "close");
+  };
+  return { url: output.toString().match(/http\S+/)![0], pid: child.pid!, stop };
+}
+let api = await startApi();
 
 async function clear(): Promise<void> {
   await redis.flushall();
@@ -60,7 +67,7 @@ async function writeLines(name: string, count: number, problem: (i: number) => s
 }
 
 async function post(file: string): Promise<void> {
-  const response = await fetch(`${url}/batches`, {
+  const response = await fetch(`${api.url}/batches`, {
     method: "POST",
     headers: { "content-type": "application/jsonl" },
     body: Readable.toWeb(createReadStream(file)) as unknown as ReadableStream,
@@ -111,12 +118,12 @@ async function runCommand(file: string): Promise<{ summary: BatchSummary; second
   const peaks = { api: 0, command: 0 };
   const startedAt = performance.now();
   const output = path.join(folder, `out-${performance.now()}.jsonl`);
-  const child = spawn(process.execPath, [main, "batch", file, "-o", output, "--url", url, "--json"], {
+  const child = spawn(process.execPath, [main, "batch", file, "-o", output, "--url", api.url, "--json"], {
     env: environment,
     stdio: ["ignore", "pipe", "ignore"],
   });
   const sampler = setInterval(async () => {
-    peaks.api = Math.max(peaks.api, await residentBytes(api.pid!));
+    peaks.api = Math.max(peaks.api, await residentBytes(api.pid));
     peaks.command = Math.max(peaks.command, await residentBytes(child.pid!));
   }, SAMPLE_MS);
   const [stdout] = await Promise.all([text(child.stdout), once(child, "close")]);
@@ -164,16 +171,17 @@ for (const [name, problem] of [
   ["from the cache", (i: number) => `What is ${i % CACHED_PROBLEMS} + 1?`],
   ["jobs that take no time", problemOf],
 ] as const) {
-  const before = await residentBytes(api.pid!);
+  await api.stop();
+  api = await startApi();
+  const before = await residentBytes(api.pid);
   const { summary, seconds, apiBytes, commandBytes } = await runCommand(await writeLines("large.jsonl", LINES, problem));
   if (summary.completed !== LINES) throw new Error(`${summary.completed} of ${LINES} completed`);
   const growth = [apiBytes - before, commandBytes - small.commandBytes].map((bytes) => `${(bytes / MIB).toFixed(0)} MiB`);
   table.push([name, seconds.toFixed(1), (LINES / seconds).toFixed(0), ...growth, summary.cached]);
 }
-console.log(`${LINES} lines through mathllm batch; the API from before it, the command from its peak with 1000 lines\n${table.toString()}`);
+console.log(`${LINES} lines through mathllm batch; the API from its start, the command from its peak with 1000 lines\n${table.toString()}`);
 await worker.close();
-api.kill("SIGTERM");
-await once(api, "close");
+await api.stop();
 await queues.close();
 redis.disconnect();
 await server.stop();

@@ -4,13 +4,16 @@ import { solveKey } from "../../queues/cache-key.ts";
 import { cancelledAt } from "../../queues/cancellation.ts";
 import { type JobView, jobViewSchema, solveRequestSchema } from "../../queues/contracts.ts";
 import { keys } from "../../queues/names.ts";
-import { BatchFixture, jsonl, problems, STUDENT, until } from "../batch-fixture.ts";
+import { BatchFixture, jsonl, problems, STUDENT, unfinished, until } from "../batch-fixture.ts";
+import { expectProblem } from "../problem-document.ts";
 import { stageResult } from "../stand-in-worker.ts";
 
+/** Of a quarter of the depth. */
+const CHUNK_LINES = 25;
 let system: BatchFixture;
 
 beforeAll(async () => {
-  system = await BatchFixture.start();
+  system = await BatchFixture.start({ BATCH_MAX_DEPTH: String(4 * CHUNK_LINES) });
 });
 afterEach(() => system.clear());
 afterAll(() => system?.stop());
@@ -126,8 +129,24 @@ describe("cancel", () => {
     ).json()) as { jobId: string };
     await system.fetch(`/batches/${batchId}`, { method: "DELETE" });
     expect((await system.ended(batchId)).counts).toMatchObject({ total: 2, cancelled: 2, coalesced: 1 });
+    await until(() => system.waitingJobs()).toBe(1);
     system.work();
     await until(async () => ((await (await system.fetch(`/jobs/${follower.jobId}`)).json()) as JobView).status).toBe("completed");
+  });
+
+  test("an upload under way ends, and what it had stored beyond its last chunk is taken back", async () => {
+    const upload = unfinished(`${jsonl(problems(CHUNK_LINES + 1))}\n`);
+    const response = system.upload(upload.body, { key: "k" });
+    await until(() => system.waitingJobs()).toBe(CHUNK_LINES);
+    const [batchId] = await system.queues.redis.smembers(keys.openBatches);
+    await until(async () => (await system.view(batchId!)).counts.total).toBe(CHUNK_LINES);
+    await system.fetch(`/batches/${batchId}`, { method: "DELETE" });
+    await until(() => system.waitingJobs()).toBe(0);
+    upload.end();
+    await expectProblem(await response, 409, "cancelled");
+    expect((await system.ended(batchId!)).counts).toMatchObject({ total: CHUNK_LINES, cancelled: CHUNK_LINES });
+    expect(await system.waitingJobs()).toBe(0);
+    await expectProblem(await system.upload(jsonl(problems(CHUNK_LINES + 1)), { key: "k" }), 409, "cancelled");
   });
 });
 

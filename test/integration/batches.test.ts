@@ -1,7 +1,7 @@
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import type { BatchView } from "../../queues/batch-contracts.ts";
 import { CLASS_PRIORITY, keys } from "../../queues/names.ts";
-import { BatchFixture, jsonl, problems, type UploadBody, until } from "../batch-fixture.ts";
+import { BatchFixture, jsonl, problems, type UploadBody, unfinished, until } from "../batch-fixture.ts";
 import { expectProblem } from "../problem-document.ts";
 
 const DEPTH = 40;
@@ -12,18 +12,6 @@ beforeAll(async () => {
 });
 afterEach(() => system.clear());
 afterAll(() => system?.stop());
-
-/** An upload that never ends by itself. */
-function unfinished(text: string): { body: ReadableStream<Uint8Array>; break: () => void } {
-  let controller: ReadableStreamDefaultController<Uint8Array>;
-  const body = new ReadableStream<Uint8Array>({
-    start: (given) => {
-      controller = given;
-      controller.enqueue(new TextEncoder().encode(text));
-    },
-  });
-  return { body, break: () => controller.error(new Error("the client died")) };
-}
 
 describe("what is taken", () => {
   test("JSON: accepted, run as class batch, and the results come in the order of the lines with their custom_id", async () => {
@@ -158,6 +146,8 @@ describe("once, whatever breaks", () => {
       [jsonl(problems(14)), ""],
       [jsonl(problems(16)), ""],
       [jsonl(problems(25)), ""],
+      [jsonl(problems(10)), ""],
+      [jsonl(problems(50_000, "large")), ""],
       [jsonl(problems(9)), ""],
       [body, '?defaults={}&metadata={"a":"b"}'],
     ] as const) {
@@ -206,12 +196,16 @@ describe("once, whatever breaks", () => {
     await system.queues.redis.hset(key, { total: 0, completed: 0 });
     await system.queues.redis.hdel(key, "uploadedAt", "finishedAt");
     await system.queues.redis.del(`${key}:digests`, `${key}:states`, `${key}:kinds`);
+    const flights = () => system.queues.redis.keys(keys.flight("*"));
+    await system.queues.redis.del(await flights());
     await system.queues.redis.sadd(keys.openBatches, batchId);
     const ends = async () => (await system.queues.student.getJobs(["completed"])).map(({ finishedOn }) => finishedOn!).sort();
     const before = await ends();
     await system.accepted(body, { key: "k" });
     expect((await system.ended(batchId)).counts).toMatchObject({ total: 5, completed: 5 });
     expect(await ends()).toEqual(before);
+    // Nobody may follow a job that has ended.
+    expect(await flights()).toEqual([]);
   });
 
   test("two uploads of the same at once make one batch", async () => {
@@ -219,6 +213,20 @@ describe("once, whatever breaks", () => {
     const [a, b] = await Promise.all([system.accepted(body, { key: "k" }), system.accepted(body, { key: "k" })]);
     expect([a.batchId, a.counts.total, b.counts.total]).toEqual([b.batchId, 35, 35]);
     expect(await system.waitingJobs()).toBe(35);
+  });
+
+  test("several API processes count each line once", async () => {
+    const { batchId } = await system.accepted(jsonl(problems(DEPTH)));
+    const others = await Promise.all(Array.from({ length: 3 }, () => system.anotherApi()));
+    system.work();
+    const look = async () => {
+      const responses = await Promise.all(others.map(({ url }) => fetch(`${url}/batches/${batchId}`)));
+      const views = await Promise.all(responses.map(async (response) => (await response.json()) as BatchView));
+      return views.every(({ timestamps }) => timestamps.finishedAt !== null);
+    };
+    await until(look).toBe(true);
+    await Promise.all(others.map((api) => api.close()));
+    expect((await system.view(batchId)).counts).toMatchObject({ total: DEPTH, completed: DEPTH, waiting: 0, active: 0 });
   });
 
   test("another API process goes on with what one left, counts included", async () => {

@@ -66,7 +66,7 @@ test("an answer that came between the look and the start is everybody's: nobody 
   const lines = [1, 2].map(
     (line): PlacedLine => ({ line, index: line - 1, customId: null, request, kind: "solve", jobId: newJobId("solve") }),
   );
-  const { cached, coalesced } = await placer.place(lines, { mayBeThere: false });
+  const { cached, coalesced } = await placer.place(lines, { mayBeThere: false, patience: { leftMs: 0 } });
   expect([cached.size, coalesced]).toEqual([2, 0]);
   expect(await queues.student.count()).toBe(0);
   expect(await queues.redis.keys("{mathllm}:f*")).toEqual([]);
@@ -133,7 +133,11 @@ test("a line of a batch whose leader never came is computed, for the key that se
   const jobId = newJobId("solve");
   const placer = new BatchPlacer(queues, config, { lookup: new AnswerLookup(queues.redis, cache), cache });
   const owner = { name: "ann", maxJobs: 5 };
-  await placer.place([{ line: 1, index: 0, customId: null, request, kind: "solve", jobId }], { owner, mayBeThere: false });
+  await placer.place([{ line: 1, index: 0, customId: null, request, kind: "solve", jobId }], {
+    owner,
+    mayBeThere: false,
+    patience: { leftMs: 0 },
+  });
   expect((await queues.student.getJob(jobId))?.data.owner).toBe("ann");
   expect(await queues.redis.zrange(keys.apiKeyJobs("ann"), "0", "-1")).toEqual([jobId]);
 });
