@@ -180,7 +180,9 @@ test("a port is freed of a model server whose worker is gone; anyone else's is r
 test("a model server is ended with what it started, also when itself is gone already", async () => {
   const env = { ...process.env, MATHLLM_PARENT: "1:1" };
   // A leader that starts a child holding on, as vLLM's server does with its engine core.
-  const leader = spawn("/bin/sh", ["-c", "sleep 300 & echo $!; wait"], { env, detached: true, stdio: ["ignore", "pipe", "inherit"] });
+  // It says its own number: only a program that runs already has the variable to be known by.
+  const script = "sh -c 'echo $$; read never <&3' & wait";
+  const leader = spawn("/bin/sh", ["-c", script], { env, detached: true, stdio: ["ignore", "pipe", "inherit", "pipe"] });
   children.push(leader);
   const [text] = await once(leader.stdout!, "data");
   const core = { pid: Number(text), startTicks: startTicksOf(Number(text)) };
