@@ -64,7 +64,7 @@ export const runPhaseE: PhaseRunner = async (context) => {
   const growthTarget = (name: string, observed: number | null) =>
     judged({
       name: `${name}: memory doesn't grow`,
-      metric: "resident memory, end against middle",
+      metric: "growth of resident memory over the second half",
       runId: sustainedId,
       comparison: "at-most",
       threshold: MOST_GROWTH_BYTES,

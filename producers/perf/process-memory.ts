@@ -27,13 +27,16 @@ export function watchMemory(pid: number): { stop: () => ProcessMemory[] } {
 }
 
 /**
- * How a series of bytes moved over its second half: the mean of its last tenth against that of the tenth after the middle; null for fewer than
- * 20 values. The first half is left out: a runtime's heap grows to its working size at first, which is no leak.
+ * How much a series of bytes grew for good; null for fewer than 20 values. It is the smaller of two figures, which a leak raises both: the mean of
+ * the last tenth above that of the tenth after the middle, and the second half's peak above the first half's. The former alone would take a
+ * garbage collection in the middle for growth, the latter a runtime's heap on the way to its working size.
  */
 export function growthBytes(values: readonly number[]): number | null {
   const tenth = Math.floor(values.length / 10);
   if (tenth < 2) return null;
   const middle = Math.floor(values.length / 2);
   const mean = (part: readonly number[]) => part.reduce((sum, value) => sum + value, 0) / part.length;
-  return mean(values.slice(-tenth)) - mean(values.slice(middle, middle + tenth));
+  const peak = (part: readonly number[]) => part.reduce((a, b) => Math.max(a, b), 0);
+  const late = mean(values.slice(-tenth)) - mean(values.slice(middle, middle + tenth));
+  return Math.min(late, peak(values.slice(middle)) - peak(values.slice(0, middle)));
 }

@@ -165,10 +165,12 @@ test("long prompts begin at 2048 tokens, or at half a shorter context", () => {
   expect(longPrompt(4096)).toEqual({ tokens: 2048, byContext: false });
 });
 
-test("growth is the end against the middle; neither a spike nor a first half that grows is any", () => {
-  expect(growthBytes(Array.from({ length: 100 }, (_, i) => (i === 70 ? 900 : 100)))).toBe(0);
-  expect(growthBytes(Array.from({ length: 100 }, (_, i) => Math.min(i, 45)))).toBe(0);
-  expect(growthBytes(Array.from({ length: 100 }, (_, i) => i))).toBe(40);
+test("growth is what stays: neither a spike, nor a heap on its way to its size, nor a collection in the middle is any", () => {
+  const series = (value: (i: number) => number) => growthBytes(Array.from({ length: 100 }, (_, i) => value(i)));
+  expect(series((i) => (i === 70 ? 900 : 100))).toBe(0);
+  expect(series((i) => Math.min(i, 45))).toBe(0);
+  expect(series((i) => (i === 20 ? 99 : i < 50 ? 98 : i))).toBe(0);
+  expect(series((i) => i)).toBe(40);
   expect(growthBytes([1, 2, 3])).toBeNull();
 });
 
