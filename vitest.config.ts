@@ -1,3 +1,5 @@
+import os from "node:os";
+import path from "node:path";
 import { defineConfig } from "vitest/config";
 
 export default defineConfig({
@@ -8,5 +10,7 @@ export default defineConfig({
     maxWorkers: 2,
     testTimeout: 60_000,
     hookTimeout: 60_000,
+    // Many tests start real processes, which load the same files.
+    env: { NODE_COMPILE_CACHE: path.join(os.tmpdir(), "mathllm-compile-cache") },
   },
 });
