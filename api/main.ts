@@ -1,7 +1,6 @@
 import { once } from "node:events";
 import http from "node:http";
 import type { AddressInfo } from "node:net";
-import v8 from "node:v8";
 import type { Router } from "express";
 import type { Logger } from "pino";
 import { AnswerCache } from "../queues/answer-cache.ts";
@@ -26,11 +25,6 @@ import { TokenFeed } from "./token-feed.ts";
 import { Webhooks } from "./webhooks.ts";
 
 const REDIS_START_TIMEOUT_MS = 5000;
-/**
- * V8 lets a heap grow to several times what lives in it before it cleans up: 240 MB for a batch of 100,000 lines, of which 10 MB are needed
- * at once. It grows by half instead, for about a tenth more CPU while a batch is taken. V8 reads this at every collection.
- */
-const HEAP_GROWING_PERCENT = 50;
 /** A client that is half-way through a request when we close has this long to finish it. */
 const CLOSE_GRACE_MS = 3000;
 
@@ -66,7 +60,6 @@ export async function startApi({
   createDocs,
   version = "0",
 }: ApiOptions): Promise<RunningApi> {
-  v8.setFlagsFromString(`--heap-growing-percent=${HEAP_GROWING_PERCENT}`);
   const onError = redisErrorLog(log);
   const connections: Redis[] = [];
   const connect = (profile: "producer" | "worker") => {

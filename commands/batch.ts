@@ -1,4 +1,3 @@
-import v8 from "node:v8";
 import type { Command } from "commander";
 import type { FieldMap } from "../maths/banks.ts";
 import { type BatchSummary, errorsFileOf, runBatch } from "../producers/batch.ts";
@@ -7,6 +6,7 @@ import { MAX_SAMPLES, type SolveRequest } from "../queues/contracts.ts";
 import { MathllmError } from "../queues/errors.ts";
 import { PRIORITY_CLASSES, ROLES } from "../queues/names.ts";
 import { apiAt } from "./api-client.ts";
+import { growHeapSlowly } from "./heap.ts";
 import { number, oneOf, URL_OPTION, wholeNumber } from "./options.ts";
 import { fieldMap } from "./problems.ts";
 import { EXIT_FAILED, type Run, say } from "./run.ts";
@@ -67,8 +67,7 @@ async function runBatchCommand(file: string, options: CommandOptions): Promise<n
     ...Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined)),
     ...(Object.keys(sampling).length === 0 ? {} : { sampling }),
   };
-  // As in the API: a large file leaves much garbage, little of which is needed at once.
-  v8.setFlagsFromString("--heap-growing-percent=50");
+  growHeapSlowly();
   const interrupted = new AbortController();
   const stop = () => interrupted.abort(new Error("Stopped. What was sent goes on; the same command again fetches the results."));
   process.once("SIGINT", stop).once("SIGTERM", stop);

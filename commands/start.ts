@@ -7,6 +7,7 @@ import { readConfig } from "../queues/config.ts";
 import { startTracing } from "../queues/tracing.ts";
 import { engineFactory } from "../workers/engines/engines.ts";
 import { startGpuWorker } from "../workers/main.ts";
+import { growHeapSlowly } from "./heap.ts";
 import { EXIT_FAILED, logTo, type Run, say } from "./run.ts";
 import { startSystem, untilSignalled, VERSION, withRedis } from "./system.ts";
 
@@ -46,6 +47,7 @@ async function runStart(): Promise<number> {
 }
 
 async function runApi(): Promise<number> {
+  growHeapSlowly();
   const config = readConfig();
   const log = logTo(config).child({ process: "api" });
   const stopTracing = await startTracing("mathllm-api", config.otlpEndpoint);

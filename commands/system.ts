@@ -11,6 +11,7 @@ import { type EmbeddedRedis, startEmbeddedRedis } from "../queues/embedded-redis
 import { MathllmError } from "../queues/errors.ts";
 import { startTracing } from "../queues/tracing.ts";
 import { WorkerProcess } from "../workers/worker-process.ts";
+import { growHeapSlowly } from "./heap.ts";
 import { EXIT_FAILED } from "./run.ts";
 
 /** The command line's own file: child processes run it again. */
@@ -93,6 +94,7 @@ export interface System {
 
 /** Redis if needed, the worker as a child process, and the API in this one; on failure nothing stays up. */
 export async function startSystem(env: NodeJS.ProcessEnv, log: Logger, dieWithParent = false): Promise<System> {
+  growHeapSlowly();
   const config = readConfig(env);
   const redis = await redisFor(config, log, dieWithParent);
   const stopTracing = await startTracing("mathllm-api", config.otlpEndpoint);

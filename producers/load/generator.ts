@@ -31,7 +31,7 @@ export interface GeneratorOptions {
 
 /** The times of a session, by which its part of the steady window is known. */
 export interface SessionTimes {
-  /** Wall-clock time of the plan's beginning, as this session counts. */
+  /** Wall-clock time of the plan's beginning: when it would have begun without the pauses before. */
   baseAt: number;
   /** Where in the plan it began and stopped sending. */
   fromMs: number;

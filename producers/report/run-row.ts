@@ -1,3 +1,4 @@
+import { wilson } from "../../maths/accuracy.ts";
 import type { LoadSummary } from "../load/summary.ts";
 import type { Proportion, RunRow } from "./schema.ts";
 
@@ -33,18 +34,7 @@ export function runRow(summary: LoadSummary, rest: Rest): RunRow {
   };
 }
 
-const Z95 = 1.959964;
-
 /** `hits` of `total` with Wilson's 95 % interval; null of none. */
 export function proportion(hits: number, total: number): Proportion | null {
-  if (total === 0) return null;
-  const share = hits / total;
-  const centre = (share + Z95 ** 2 / (2 * total)) / (1 + Z95 ** 2 / total);
-  const half = (Z95 / (1 + Z95 ** 2 / total)) * Math.sqrt((share * (1 - share)) / total + Z95 ** 2 / (4 * total ** 2));
-  return {
-    hits,
-    total,
-    share,
-    interval: { low: Math.max(0, Math.min(share, centre - half)), high: Math.min(1, Math.max(share, centre + half)) },
-  };
+  return total === 0 ? null : { hits, total, share: hits / total, interval: wilson(hits, total) };
 }

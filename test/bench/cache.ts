@@ -35,7 +35,6 @@ const worker = await startGpuWorker({ config, redisUrl: server.url, createEngine
 const client = new ApiClient(api.url);
 const bodyOf = (i: number) => JSON.stringify({ problem: `What is ${i % PROBLEMS} + 17?` });
 await client.finished((await client.submit({ problem: "warm up", cache: "off" })).jobId);
-await new Promise((resolve) => setTimeout(resolve, 1500));
 for (let i = 0; i < PROBLEMS; i++) await client.finished((await client.submit(JSON.parse(bodyOf(i)))).jobId);
 
 const redis = new Redis(server.url);

@@ -3,6 +3,7 @@ import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
+import type { Readable } from "node:stream";
 import { promisify } from "node:util";
 import { findFreePort } from "../../queues/free-port.ts";
 
@@ -11,7 +12,6 @@ import { findFreePort } from "../../queues/free-port.ts";
  * into a virtual environment in a temporary folder. OPENAI_PYTHON names a Python that has it already.
  */
 const CLIENT = "openai==3.57.0";
-const START_MS = 60_000;
 
 const run = promisify(execFile);
 const folder = await mkdtemp(path.join(os.tmpdir(), "mathllm-openai-"));
@@ -27,21 +27,12 @@ const system = spawn(process.execPath, [path.join(import.meta.dirname, "../../ma
     TELEMETRY_LOG: path.join(folder, "telemetry.jsonl"),
     LOG_LEVEL: "warn",
   },
-  stdio: ["ignore", "ignore", "inherit"],
+  stdio: ["ignore", "pipe", "inherit"],
 });
 const ended = once(system, "exit");
 try {
   const python = process.env.OPENAI_PYTHON ?? (await freshPython());
-  const until = performance.now() + START_MS;
-  for (;;) {
-    const ready = await fetch(`${url}/readyz`).then(
-      ({ ok }) => ok,
-      () => false,
-    );
-    if (ready) break;
-    if (system.exitCode !== null || performance.now() > until) throw new Error("the system did not start");
-    await new Promise((resolve) => setTimeout(resolve, 200));
-  }
+  await started(system.stdout);
   const client = spawn(python, [path.join(import.meta.dirname, "client.py"), `${url}/v1`], { stdio: "inherit" });
   [process.exitCode] = (await once(client, "exit")) as [number];
 } finally {
@@ -56,4 +47,11 @@ async function freshPython(): Promise<string> {
   const python = path.join(environment, "bin", "python");
   await run(python, ["-m", "pip", "install", "--quiet", CLIENT]);
   return python;
+}
+
+/** Its first words are that it is up; the worker may come a moment later, which jobs wait for. */
+async function started(output: Readable): Promise<void> {
+  const [line] = await Promise.race([once(output, "data"), ended.then(() => [null])]);
+  if (line === null) throw new Error("the system did not start");
+  output.resume();
 }
