@@ -9,10 +9,24 @@ import type { PriorityClass, Role } from "./names.ts";
  * An empty value counts as unset, so that `NAME=` in a file means the default.
  */
 
+/**
+ * Which settings are secrets, and the field of `Config` that each becomes. A secret stands in no error, log, report or file, and in no
+ * environment of a program that doesn't need it: whatever leaves settings out asks `isSecretSetting`, and has no list of its own.
+ */
+const secrets = z.registry<{ configField: string }>();
+
+/** User and password of a URL, be it a valid one or not. */
+const USER_INFO = /(?<=:\/\/).*(?=@)/;
+
 const port = (fallback: number) => z.coerce.number().int().min(0).max(65_535).default(fallback);
 const milliseconds = (fallback: number) => z.coerce.number().int().min(1).max(86_400_000).default(fallback);
 const bytes = z.coerce.number().int().min(1_048_576).max(1e15).optional();
 const depth = (fallback: number) => z.coerce.number().int().min(1).max(10_000_000).default(fallback);
+/** The address of a server. A password in it would stand in reports and logs. */
+const serverUrl = z.url({ protocol: /^https?$/ }).refine((text) => {
+  const url = URL.parse(text);
+  return url === null || (url.username === "" && url.password === "");
+}, "expected an address without user and password");
 const flag = z
   .enum(["0", "1", "true", "false"], { error: "expected 0, 1, true or false" })
   .transform((value) => value === "1" || value === "true");
@@ -70,8 +84,8 @@ const shippedModel = (file: string) => path.join(import.meta.dirname, "..", "mod
 function profileShape<R extends string>(prefix: R, defaults: { port: number; maxNumSeqs: number }) {
   return {
     [`${prefix}_MODE`]: z.enum(ENGINE_MODES).default("embedded"),
-    [`${prefix}_URL`]: z.url({ protocol: /^https?$/ }).optional(),
-    [`${prefix}_API_KEY`]: z.string().optional(),
+    [`${prefix}_URL`]: serverUrl.optional(),
+    [`${prefix}_API_KEY`]: z.string().optional().register(secrets, { configField: "apiKey" }),
     [`${prefix}_MODEL`]: z.string().optional(),
     [`${prefix}_PORT`]: port(defaults.port),
     [`${prefix}_MAX_MODEL_LEN`]: z.coerce.number().int().min(64).max(1_048_576).default(4096),
@@ -96,16 +110,17 @@ export const environmentShape: Record<string, z.ZodType> = {
       areRedisUrls,
       "expected redis://host:port or rediss://host:port; for a cluster several of one kind with commas between, without a database number",
     )
-    .optional(),
+    .optional()
+    .register(secrets, { configField: "redisUrl" }),
   REDIS_APPENDFSYNC: z.enum(["always", "everysec"]).default("always"),
   REDIS_SERVER_BIN: z.string().optional(),
   HOST: z.string().default("127.0.0.1"),
   PORT: port(3000),
-  API_KEYS: keySeeds.optional(),
-  API_KEY: z.string().optional(),
+  API_KEYS: keySeeds.optional().register(secrets, { configField: "keySeeds" }),
+  API_KEY: z.string().optional().register(secrets, { configField: "apiKey" }),
   CORS_ORIGINS: origins.optional(),
   LOG_PROBLEMS: flag.default(false),
-  WEBHOOK_SECRET: webhookSecrets.optional(),
+  WEBHOOK_SECRET: webhookSecrets.optional().register(secrets, { configField: "secrets" }),
   WEBHOOK_ALLOW_PRIVATE: flag.default(false),
   WEBHOOK_ATTEMPTS: z.coerce.number().int().min(1).max(20).default(8),
   WEBHOOK_RETRY_MS: milliseconds(5000),
@@ -113,8 +128,8 @@ export const environmentShape: Record<string, z.ZodType> = {
   DATA_DIR: z.string().default(".mathllm"),
   TELEMETRY_LOG: z.string().default("/tmp/mathllm_telemetry.jsonl"),
   LOG_LEVEL: z.enum(["fatal", "error", "warn", "info", "debug", "trace", "silent"]).default("info"),
-  OTEL_EXPORTER_OTLP_ENDPOINT: z.url({ protocol: /^https?$/ }).optional(),
-  HF_TOKEN: z.string().optional(),
+  OTEL_EXPORTER_OTLP_ENDPOINT: serverUrl.optional(),
+  HF_TOKEN: z.string().optional().register(secrets, { configField: "hfToken" }),
   GPU_ID: z
     .string()
     .regex(/^[\w.:-]{1,100}$/, "expected up to 100 letters, digits, and any of . : _ -")
@@ -150,6 +165,20 @@ export const environmentShape: Record<string, z.ZodType> = {
   ...profileShape("STUDENT", { port: 8009, maxNumSeqs: 8 }),
   ...profileShape("TALKER", { port: 8010, maxNumSeqs: 6 }),
 };
+
+/** The names of the secret settings. */
+export const SECRET_SETTINGS: readonly string[] = Object.keys(environmentShape).filter((name) => secrets.has(environmentShape[name]!));
+/** The fields of `Config` that hold them. */
+export const SECRET_CONFIG_FIELDS: readonly string[] = SECRET_SETTINGS.map((name) => secrets.get(environmentShape[name]!)!.configField);
+
+export function isSecretSetting(name: string): boolean {
+  return SECRET_SETTINGS.includes(name);
+}
+
+/** For a program that needs none of our secrets. */
+export function withoutSecrets(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
+  return Object.fromEntries(Object.entries(env).filter(([name]) => !isSecretSetting(name)));
+}
 
 /** How one role's model server is run. Token counts are per sequence. */
 export interface ModelProfile {
@@ -267,9 +296,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
   if (!parsed.success) {
     const lines = parsed.error.issues.map((issue) => {
       const name = String(issue.path[0]);
-      const came = ["API_KEY", "API_KEYS", "HF_TOKEN", "REDIS_URL", "STUDENT_API_KEY", "TALKER_API_KEY", "WEBHOOK_SECRET"].includes(name)
-        ? "a value that is not shown"
-        : JSON.stringify(given[name]);
+      const came = isSecretSetting(name) ? "a value that is not shown" : JSON.stringify(given[name]?.replace(USER_INFO, "…"));
       return `${name}: ${issue.message}; got ${came}`;
     });
     throw new MathllmError("invalid-configuration", `${lines.join("\n")}\nSee .env.example for every variable with its unit and default.`);

@@ -1,4 +1,6 @@
-const SECRETS = ["authorization", "cookie", "apiKey", "secret", "password", "hfToken"];
+import { SECRET_CONFIG_FIELDS, SECRET_SETTINGS } from "./config.ts";
+
+const SECRETS = ["authorization", "cookie", "secret", "password", ...SECRET_SETTINGS, ...SECRET_CONFIG_FIELDS];
 const PROBLEM_TEXTS = ["problem", "solution", "explanation", "prompt", "messages", "text"];
 const CENSOR = "[not logged]";
 const MAX_DEPTH = 5;

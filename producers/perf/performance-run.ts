@@ -1,6 +1,6 @@
 import { mkdir, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
-import { type Config, environmentShape, readConfig } from "../../queues/config.ts";
+import { type Config, environmentShape, isSecretSetting, readConfig } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
 import { findRedisBinary } from "../../queues/redis-binary.ts";
 import { runLoad } from "../load/load-run.ts";
@@ -35,8 +35,6 @@ const RUNNERS: Record<PhaseId, [title: string, PhaseRunner]> = {
   G: ["Mixed traffic and swap policies", runPhaseG],
 };
 
-/** Never written to a file, and no matter for a figure. */
-const SECRETS = ["HF_TOKEN", "REDIS_URL", "STUDENT_API_KEY", "TALKER_API_KEY", "API_KEYS", "WEBHOOK_SECRET"];
 /** Set for each measured system anew. */
 const OWN = [
   "DATA_DIR",
@@ -90,14 +88,14 @@ export class PerformanceRun {
     this.#sizes = options.sizes ?? (options.quick ? QUICK_SIZES : FULL_SIZES);
     this.#checkpoint = new Checkpoint(this.#options.outDir);
     this.#config = readConfig(options.env);
-    const secret = SECRETS.find((name) => name in options.choices.talkerB);
+    const secret = Object.keys(options.choices.talkerB).find(isSecretSetting);
     if (secret !== undefined) {
       throw new MathllmError(
         "invalid-configuration",
         `--talker-b: expected no secret, since the report shows its settings and the command; got ${secret}. Set it in the environment.`,
       );
     }
-    const names = Object.keys(environmentShape).filter((name) => !SECRETS.includes(name) && !OWN.includes(name));
+    const names = Object.keys(environmentShape).filter((name) => !isSecretSetting(name) && !OWN.includes(name));
     this.#given = Object.fromEntries(names.flatMap((name) => (options.env[name] ? [[name, options.env[name]!]] : [])));
   }
 

@@ -1,6 +1,6 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "pino";
-import type { ModelProfile } from "../../queues/config.ts";
+import { isSecretSetting, type ModelProfile } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
 import { findFreePort, isPortFree } from "../../queues/free-port.ts";
 import { ChatClient } from "./chat-client.ts";
@@ -155,8 +155,9 @@ export class HttpEngine implements Engine {
   }
 }
 
-/** The command as it could be typed in a shell. */
+/** The command as it could be typed in a shell; a secret is named by its variable, since this is logged and printed. */
 export function commandLine({ command, args, env }: Pick<Launch, "command" | "args" | "env">): string {
   const quote = (text: string) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`);
-  return [...Object.entries(env).map(([name, value]) => `${name}=${quote(value)}`), quote(command), ...args.map(quote)].join(" ");
+  const assignments = Object.entries(env).map(([name, value]) => `${name}=${isSecretSetting(name) ? `"$${name}"` : quote(value)}`);
+  return [...assignments, quote(command), ...args.map(quote)].join(" ");
 }
