@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { PRIORITY_CLASSES, ROLES } from "./names.ts";
+import { problemText } from "./problem-text.ts";
 
 /** What both sides of Redis and every HTTP client agree on. All types are inferred from these schemas. */
 
@@ -32,6 +33,7 @@ export const solveRequestSchema = z
     problem: z
       .string()
       .max(MAX_PROBLEM_CHARS)
+      .overwrite(problemText)
       .refine((text) => text.trim() !== "", "expected a problem that is not blank"),
     explain: z.boolean().default(false),
     model: z.enum(ROLES).default("student"),

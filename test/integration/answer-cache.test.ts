@@ -46,7 +46,7 @@ test("a second identical request is answered at once with 200 and the finished v
   await warmUp();
   const first = await solve({ problem: "What is 1 + 0?" });
   const served = system.gpu.served;
-  const { status, body } = await post({ problem: "  What is  1 + 0? ", metadata: { user: "b" }, priority: "interactive" });
+  const { status, body } = await post({ problem: "  What is 1 + 0? \r\n", metadata: { user: "b" }, priority: "interactive" });
   expect(status).toBe(200);
   const view = jobViewSchema.parse(body);
   expect(view).toMatchObject({
@@ -61,6 +61,30 @@ test("a second identical request is answered at once with 200 and the finished v
   await expect.poll(stats).toMatchObject({ hit: 1, miss: 1, coalesced: 0, entries: 1 });
   const text = await (await fetch(`${api.url}/metrics`)).text();
   expect(text).toMatch(/mathllm_cache_requests_total\{outcome="hit"\} 1/);
+});
+
+test("a text that differs within, be it in its blanks, has an answer of its own, kept or in flight", async () => {
+  const planted = "What  is  31 + 47?";
+  system.gpu.answer = (prompt) => (prompt.includes(planted) ? "\\boxed{788}" : "\\boxed{78}");
+  await system.startWorker();
+  await warmUp();
+  expect((await solve({ problem: planted })).result?.answer).toBe("788");
+  for (const model of ["student", "talker"]) {
+    for (const problem of ["What is 31 + 47?", "What is\t31 + 47?", "What\nis 31 + 47?", "What is 31 + 47\u200b?"]) {
+      const { status, body } = await post({ problem, model });
+      expect(status).toBe(202);
+      expect((await ended(body.jobId)).result).toMatchObject({
+        cached: false,
+        coalesced: false,
+        answer: model === "student" ? "78" : null,
+      });
+    }
+  }
+  system.gpu.serviceMs = () => 60_000;
+  await post({ problem: "In  flight" });
+  await expect.poll(() => system.gpu.engines.at(-1)?.serving).toBe(1);
+  const { body } = await post({ problem: "In flight" });
+  expect(await system.queues.student.getJob(body.jobId)).toBeDefined();
 });
 
 test("what another answer could come of is another entry: model, sampling, prompt; off and refresh do as they say", async () => {
