@@ -1,5 +1,4 @@
 import type { Readable } from "node:stream";
-import type { Request } from "express";
 import { beginning, splitRecords } from "../maths/bank-formats.ts";
 import { MathllmError } from "../queues/errors.ts";
 import type { UploadLine } from "./batch-ingest.ts";
@@ -33,18 +32,6 @@ export async function* jsonLines(source: Readable, maxBytes: number): AsyncGener
 /** The requests of a JSON body as lines. */
 export async function* requestLines(requests: unknown[]): AsyncGenerator<UploadLine> {
   for (const [i, value] of requests.entries()) yield { line: i + 1, bytes: JSON.stringify(value), read: () => value };
-}
-
-/** Resolves when all of the body has come, unread: many clients hear no answer before they have sent everything. */
-export async function drain(request: Request): Promise<void> {
-  if (request.readableEnded || request.destroyed) return;
-  await new Promise<void>((resolve) => {
-    request
-      .once("end", resolve)
-      .once("close", resolve)
-      .once("error", () => resolve());
-    request.resume();
-  });
 }
 
 function parseLine(bytes: Uint8Array): unknown {

@@ -3,14 +3,16 @@ import type { Logger } from "pino";
 import type { Redis } from "../../queues/connection.ts";
 import { MathllmError, problemOf } from "../../queues/errors.ts";
 import type { MetricCounts } from "../../queues/metrics.ts";
+import { readRefusedBody } from "../refused-body.ts";
 
 /** Every error leaves as a problem document (RFC 9457); what is not of our table is logged and says nothing of its inside. */
 export function problemHandler(redis: Redis, log: Logger, counts: MetricCounts): ErrorRequestHandler {
-  return (error, request, response, next) => {
+  return async (error, request, response, next) => {
     if (response.headersSent) {
       next(error);
       return;
     }
+    await readRefusedBody(request, response);
     const known = knownError(error, redis);
     if (known.code === "internal-error")
       log.error({ requestId: response.get("X-Request-Id"), err: error, method: request.method, path: request.path }, "unexpected error");

@@ -5,6 +5,7 @@ import type { JobError } from "../../queues/contracts.ts";
 import { ERRORS, type ErrorCode, MathllmError } from "../../queues/errors.ts";
 import type { MetricCounts } from "../../queues/metrics.ts";
 import { knownError } from "../middleware/problems.ts";
+import { readRefusedBody } from "../refused-body.ts";
 
 /** The one form of errors under `/v1`. */
 export interface ErrorEnvelope {
@@ -57,11 +58,12 @@ export function shouldRetry(code: string): boolean {
 
 /** For `/v1`: every error leaves in the envelope. */
 export function openaiErrors(redis: Redis, log: Logger, counts: MetricCounts): ErrorRequestHandler {
-  return (thrown, request, response, next) => {
+  return async (thrown, request, response, next) => {
     if (response.headersSent) {
       next(thrown);
       return;
     }
+    await readRefusedBody(request, response);
     const known = thrown instanceof RequestRefused ? thrown : knownError(thrown, redis);
     if (known.code === "internal-error")
       log.error({ requestId: response.get("X-Request-Id"), err: thrown, method: request.method, path: request.path }, "unexpected error");

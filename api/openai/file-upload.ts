@@ -8,7 +8,7 @@ const LIMITS = { files: 1, fields: 20, fieldSize: 1000, fieldNameSize: 100, head
 
 /**
  * Reads a `multipart/form-data` body: hands its one file to `store` as it comes, and resolves with what that made of it and the other fields.
- * The body is always read to its end, since many clients hear no answer before they have sent everything.
+ * What `store` refuses is refused at once, the rest of the body unread.
  */
 export async function readUpload<T>(
   request: Request,
@@ -32,8 +32,8 @@ export async function readUpload<T>(
         if (!request.complete) file.destroy();
       });
       storing = store(file, filename);
-      // What is refused half-way is read to its end all the same; the refusal is heard below.
-      storing.catch(() => file.resume());
+      // The parser would wait for ever for the file to be read on.
+      storing.catch(() => resolve());
     });
     parser.on("field", (name: string, value: string) => fields.set(name, value));
     parser.on("error", reject);

@@ -8,7 +8,7 @@ import { MAX_BATCH_LINES } from "../../queues/batch-ids.ts";
 import type { Config } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
 import { batchDefaultsSchema, batchLineParser, batchMetadataSchema } from "../batch-line.ts";
-import { drain, JSONL_TYPES, jsonLines, requestLines } from "../batch-upload.ts";
+import { JSONL_TYPES, jsonLines, requestLines } from "../batch-upload.ts";
 import type { Batches } from "../batches.ts";
 import { keyOf } from "../middleware/authenticate.ts";
 import { jsonBody } from "../middleware/json-body.ts";
@@ -45,27 +45,22 @@ export function batchesRoute(batches: Batches, config: Config): Router {
     "/",
     (request, response, next) => (isJsonl(request) ? next() : parseJson(request, response, next)),
     async (request, response) => {
-      try {
-        const { lines, defaults = {}, metadata = {} } = isJsonl(request) ? streamed(request, config) : whole(request);
-        const { batchId, replayed } = await batches.upload(lines, {
-          parse: batchLineParser(defaults),
-          defaults,
-          metadata,
-          idempotencyKey: idempotencyKeyOf(request),
-          owner: keyOf(response) ?? undefined,
-        });
-        const view = await batches.view(batchId);
-        if (view === undefined) throw unknownBatch();
-        if (replayed) response.set("Idempotent-Replayed", "true");
-        const errors = await batches.firstErrors(batchId, SHOWN_LINE_ERRORS);
-        response
-          .status(202)
-          .location(view.links.self)
-          .json({ ...view, errors } satisfies BatchAccepted);
-      } catch (error) {
-        await drain(request);
-        throw error;
-      }
+      const { lines, defaults = {}, metadata = {} } = isJsonl(request) ? streamed(request, config) : whole(request);
+      const { batchId, replayed } = await batches.upload(lines, {
+        parse: batchLineParser(defaults),
+        defaults,
+        metadata,
+        idempotencyKey: idempotencyKeyOf(request),
+        owner: keyOf(response) ?? undefined,
+      });
+      const view = await batches.view(batchId);
+      if (view === undefined) throw unknownBatch();
+      if (replayed) response.set("Idempotent-Replayed", "true");
+      const errors = await batches.firstErrors(batchId, SHOWN_LINE_ERRORS);
+      response
+        .status(202)
+        .location(view.links.self)
+        .json({ ...view, errors } satisfies BatchAccepted);
     },
   );
 
