@@ -31,7 +31,7 @@ async function redisFor(config: Config, log: Logger, dieWithParent = false): Pro
   const redis: EmbeddedRedis = await startEmbeddedRedis({
     dataDir: config.dataDir,
     appendfsync: config.redisAppendfsync,
-    log: (line: string) => log.debug(line),
+    log,
     env: process.env,
     dieWithParent,
   });

@@ -7,6 +7,7 @@ import path from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Worker } from "node:worker_threads";
 import { Redis } from "ioredis";
+import { pino } from "pino";
 import { seededRandom, seededSample } from "../../maths/seeded-random.ts";
 import { environmentShape } from "../../queues/config.ts";
 import { type JobView, jobViewSchema, stageResultSchema, TERMINAL_STATUSES } from "../../queues/contracts.ts";
@@ -234,7 +235,7 @@ class Storm {
       dataDir: this.#folder,
       appendfsync: "always",
       dieWithParent: true,
-      log: (text) => this.#options.log(`redis: ${text.split("\n")[0]}`),
+      log: pino({ level: "warn" }, { write: (line: string) => this.#options.log(`redis: ${line.trim()}`) }),
     });
     this.#redis = this.#connect();
     this.#events = new StageEvents(this.#connect());

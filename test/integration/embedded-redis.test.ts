@@ -4,10 +4,12 @@ import { chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, writeFile
 import os from "node:os";
 import path from "node:path";
 import readline from "node:readline";
+import { setTimeout as delay } from "node:timers/promises";
 import { Redis } from "ioredis";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { type EmbeddedRedis, type EmbeddedRedisOptions, startEmbeddedRedis } from "../../queues/embedded-redis.ts";
-import { isAlive, type ProcessIdentity, startTicksOf } from "../../queues/process-identity.ts";
+import { isAlive, startTicksOf } from "../../queues/process-identity.ts";
+import { redisServersOf } from "../faults/redis-servers.ts";
 
 const repository = path.join(import.meta.dirname, "..", "..");
 const NOBODY = 65_534;
@@ -16,21 +18,19 @@ let dataDir: string;
 let servers: EmbeddedRedis[];
 let owners: ChildProcess[];
 let connections: Redis[];
-/** Servers of other processes: ended with the test, whatever it breaks. */
-let others: ProcessIdentity[];
 
 beforeEach(async () => {
   dataDir = await mkdtemp(path.join(os.tmpdir(), "mathllm-test-"));
   servers = [];
   owners = [];
   connections = [];
-  others = [];
 });
 afterEach(async () => {
   for (const redis of connections) redis.disconnect();
   for (const owner of owners) owner.kill("SIGKILL");
   for (const server of servers) await server.stop();
-  for (const server of others) {
+  // Servers of other processes, too, whatever the test broke.
+  for (const server of redisServersOf(dataDir)) {
     if (isAlive(server)) process.kill(server.pid, "SIGKILL");
     await expect.poll(() => isAlive(server)).toBe(false);
   }
@@ -60,8 +60,10 @@ interface Started {
 async function startInProcess(options: Partial<EmbeddedRedisOptions> = {}): Promise<Started & { owner: ChildProcess }> {
   const script = `
     import { startEmbeddedRedis } from "./queues/embedded-redis.ts";
-    const { pid, url, joined } = await startEmbeddedRedis(${JSON.stringify({ dataDir, appendfsync: "always", ...options })});
+    const redis = await startEmbeddedRedis(${JSON.stringify({ dataDir, appendfsync: "always", ...options })});
+    const { pid, url, joined } = redis;
     console.log(JSON.stringify({ pid, url, joined }));
+    process.once("SIGTERM", () => redis.stop().then(() => process.exit()));
     process.stdin.resume();`;
   const owner = spawn(process.execPath, ["--input-type=module", "-e", script], {
     cwd: repository,
@@ -70,7 +72,6 @@ async function startInProcess(options: Partial<EmbeddedRedisOptions> = {}): Prom
   owners.push(owner);
   const [line] = (await once(readline.createInterface({ input: owner.stdout! }), "line")) as [string];
   const started = JSON.parse(line) as Started;
-  others.push({ pid: started.pid, startTicks: startTicksOf(started.pid) });
   return { ...started, owner };
 }
 
@@ -97,6 +98,26 @@ test("a kill -9 loses nothing: its keeper starts it again on the same address, a
   process.kill(pid, "SIGKILL");
   expect(await redis.get("job")).toBe("accepted");
   await expect.poll(() => server.pid).not.toBe(pid);
+});
+
+test("killed while its keeper is stopped: started again once, and nothing stays behind when the keeper leaves", async () => {
+  const { owner, pid, url } = await startInProcess();
+  const redis = connect({ url });
+  await redis.set("job", "accepted");
+  owner.kill("SIGSTOP");
+  process.kill(pid, "SIGKILL");
+  // Longer than the keeper takes from one look to the next: when it goes on, its look is due and the exit is told in the same moment.
+  await delay(1500);
+  owner.kill("SIGCONT");
+  expect(await redis.get("job")).toBe("accepted");
+  const left = once(owner, "exit");
+  owner.kill("SIGTERM");
+  await left;
+  expect(redisServersOf(dataDir)).toEqual([]);
+  const log = await readFile(path.join(dataDir, "redis", "redis.log"), "utf8");
+  expect(log.match(/Redis is starting/g)).toHaveLength(2);
+  const next = await start();
+  expect(redisServersOf(dataDir).map((server) => server.pid)).toEqual([next.pid]);
 });
 
 test("an append-only file whose last write was torn is loaded up to it", async () => {
