@@ -96,8 +96,13 @@ async function takeOver(
   options: EmbeddedRedisOptions,
 ): Promise<EmbeddedRedis> {
   const keeper = new RedisKeeper(folder, address, keeperOptions(options));
-  await keeper.adopt(server);
-  return keeper;
+  try {
+    await keeper.adopt(server);
+    return keeper;
+  } catch (error) {
+    await keeper.stop();
+    throw error;
+  }
 }
 
 /** `last`: the address at which the folder's former server was known, if its keeper did not end it. */

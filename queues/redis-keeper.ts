@@ -14,7 +14,7 @@ import { probeServer, untilAnswers, urlOf } from "./redis-probe.ts";
 /**
  * The keeper of a folder's Redis server: the one process that starts it again when it dies, and that ends it.
  *
- *   starting ──the spawned server answers, or the found one does──► running
+ *   starting ──the spawned server answers, or one is found running──► running
  *      └──it ended at once──► the error is the caller's, who stops the keeper
  *   running ──the current server is gone: its exit is told, or a look finds it so──► restarting
  *   restarting, one attempt at a time, each in the log:
@@ -78,15 +78,15 @@ export class RedisKeeper {
 
   /** The first start; `lock` is the folder's server lock, which stays the caller's to close. Throws `redis-unavailable`. */
   async start(lock: FileLock): Promise<void> {
-    await this.#spawn(lock);
+    await this.#spawnOrAdopt(lock);
     this.#run();
   }
 
-  /** Keeps a server that runs already. */
+  /** Keeps a server that was found running. It may have been killed together with its former keeper: then it is started again. */
   async adopt(server: ProcessIdentity): Promise<void> {
     await this.#keep(server);
-    await untilAnswers(this.#address, this.#folder, this.#stop.signal);
     this.#run();
+    await untilAnswers(this.#address, this.#folder, this.#stop.signal);
   }
 
   /** Resolves when the server is gone and no other will be started. */
@@ -131,6 +131,8 @@ export class RedisKeeper {
     } finally {
       answered.abort();
     }
+    // What answers may be another server of this folder, at whose port the spawned one is just ending.
+    if ((await probeServer(this.#address, this.#folder))?.pid !== server.pid) throw new PortTakenError(this.#address.port);
     void ended.then((how) => {
       if (this.#server === server) this.#look(how);
     });
@@ -172,7 +174,7 @@ export class RedisKeeper {
     const beganAt = performance.now();
     for (let attempt = 1; !this.#stop.signal.aborted; attempt++) {
       try {
-        await this.#startOrAdopt();
+        await this.#takeLockAndStart();
         log.info({ pid: this.pid, attempt, tookMs: Math.round(performance.now() - beganAt) }, "the embedded Redis serves again");
         this.#run();
         return;
@@ -185,16 +187,18 @@ export class RedisKeeper {
     }
   }
 
-  async #startOrAdopt(): Promise<void> {
+  async #takeLockAndStart(): Promise<void> {
     const lock = await this.#folder.tryServerLock();
-    if (lock === undefined) return this.#adoptHolder(new MathllmError("redis-unavailable", `Another process holds ${this.#folder.path}.`));
+    if (lock !== undefined) return this.#spawnOrAdopt(lock).finally(() => lock.close());
+    await this.#adoptHolder(new MathllmError("redis-unavailable", `Another process holds ${this.#folder.path}.`));
+  }
+
+  async #spawnOrAdopt(lock: FileLock): Promise<void> {
     try {
       await this.#spawn(lock);
     } catch (error) {
       if (!(error instanceof PortTakenError)) throw error;
       await this.#adoptHolder(error);
-    } finally {
-      await lock.close();
     }
   }
 
@@ -203,7 +207,6 @@ export class RedisKeeper {
     if (server === undefined) throw reason;
     this.#options.log.warn({ pid: server.pid }, "a Redis of this folder runs already; it is taken over");
     await this.#keep(server);
-    await untilAnswers(this.#address, this.#folder, this.#stop.signal);
   }
 }
 

@@ -32,19 +32,30 @@ export async function probeServer(address: Address, folder: RedisFolder): Promis
   }
 }
 
-/** Resolves when the server at this address has loaded its data and answers; throws `redis-unavailable` with the end of its log. */
+/**
+ * Resolves when the server at this address has loaded its data and answers, however long loading takes. Throws `redis-unavailable`
+ * with the end of its log when it has given no sign for 30 s, or when `signal` is aborted.
+ */
 export async function untilAnswers(address: Address, folder: RedisFolder, signal?: AbortSignal): Promise<void> {
+  while (!(await answersInTime(address, signal))) {
+    if (!signal?.aborted && (await probeServer(address, folder)) !== undefined) continue;
+    throw new MathllmError(
+      "redis-unavailable",
+      `The embedded Redis did not answer within ${READY_TIMEOUT_MS} ms. ${await folder.lastLogLines()}`,
+    );
+  }
+}
+
+async function answersInTime(address: Address, signal?: AbortSignal): Promise<boolean> {
   const redis = openRedis(urlOf(address), "worker", () => {});
   const giveUp = () => redis.disconnect();
   signal?.addEventListener("abort", giveUp);
   try {
     signal?.throwIfAborted();
     await waitForRedis(redis, READY_TIMEOUT_MS);
+    return true;
   } catch {
-    throw new MathllmError(
-      "redis-unavailable",
-      `The embedded Redis did not answer within ${READY_TIMEOUT_MS} ms. ${await folder.lastLogLines()}`,
-    );
+    return false;
   } finally {
     signal?.removeEventListener("abort", giveUp);
     redis.disconnect();

@@ -1,14 +1,17 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
+import net from "node:net";
 import os from "node:os";
 import path from "node:path";
 import readline from "node:readline";
 import { setTimeout as delay } from "node:timers/promises";
 import { Redis } from "ioredis";
+import { pino } from "pino";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { type EmbeddedRedis, type EmbeddedRedisOptions, startEmbeddedRedis } from "../../queues/embedded-redis.ts";
 import { isAlive, startTicksOf } from "../../queues/process-identity.ts";
+import { findRedisBinary, libraryEnv } from "../../queues/redis-binary.ts";
 import { redisServersOf } from "../faults/redis-servers.ts";
 
 const repository = path.join(import.meta.dirname, "..", "..");
@@ -97,7 +100,7 @@ test("a kill -9 loses nothing: its keeper starts it again on the same address, a
   await redis.set("job", "accepted");
   process.kill(pid, "SIGKILL");
   expect(await redis.get("job")).toBe("accepted");
-  await expect.poll(() => server.pid).not.toBe(pid);
+  await expect.poll(() => server.pid, { timeout: 10_000 }).not.toBe(pid);
 });
 
 test("killed while its keeper is stopped: started again once, and nothing stays behind when the keeper leaves", async () => {
@@ -118,6 +121,78 @@ test("killed while its keeper is stopped: started again once, and nothing stays 
   expect(log.match(/Redis is starting/g)).toHaveLength(2);
   const next = await start();
   expect(redisServersOf(dataDir).map((server) => server.pid)).toEqual([next.pid]);
+});
+
+/** The keeper is stopped and the server killed; what `meanwhile` does is there when the keeper goes on. */
+async function killedBehindItsBack<T>({ owner, pid }: Started & { owner: ChildProcess }, meanwhile: () => Promise<T>): Promise<T> {
+  const server = { pid, startTicks: startTicksOf(pid) };
+  owner.kill("SIGSTOP");
+  process.kill(pid, "SIGKILL");
+  await expect.poll(() => isAlive(server)).toBe(false);
+  const result = await meanwhile();
+  owner.kill("SIGCONT");
+  return result;
+}
+
+test("a server of this folder that has the port already is taken over, and ended by the keeper", async () => {
+  const started = await startInProcess();
+  const { path: command, libraryPath } = await findRedisBinary({ env: process.env, log: () => {} });
+  const folder = path.join(dataDir, "redis");
+  const other = await killedBehindItsBack(started, async () => {
+    const child = spawn(command, [path.join(folder, "redis.conf")], { cwd: folder, stdio: "ignore", env: libraryEnv(libraryPath) });
+    await connect(started).set("job", "accepted");
+    return child;
+  });
+  const recorded = async () => JSON.parse(await readFile(path.join(folder, "instance.json"), "utf8")).server?.pid;
+  await expect.poll(recorded, { timeout: 10_000 }).toBe(other.pid);
+  const ended = once(other, "exit");
+  started.owner.kill("SIGTERM");
+  await ended;
+  expect(redisServersOf(dataDir)).toEqual([]);
+});
+
+test("a port that another program took meanwhile is waited for, and the data come back", async () => {
+  const started = await startInProcess();
+  const redis = connect(started);
+  await redis.set("job", "accepted");
+  const stranger = net.createServer((socket) => socket.destroy());
+  await killedBehindItsBack(started, async () => {
+    await once(stranger.listen(Number(new URL(started.url).port), "127.0.0.1"), "listening");
+  });
+  const log = () => readFile(path.join(dataDir, "redis", "redis.log"), "utf8");
+  await expect.poll(log, { timeout: 10_000 }).toMatch(/address already in use/i);
+  stranger.close();
+  expect(await redis.get("job")).toBe("accepted");
+});
+
+test("a server whose keeper was killed before it could record it is taken over, not doubled", async () => {
+  const { owner, pid, url } = await startInProcess();
+  await killed(owner);
+  const file = path.join(dataDir, "redis", "instance.json");
+  await writeFile(file, JSON.stringify({ ...JSON.parse(await readFile(file, "utf8")), server: null }));
+  expect(await start()).toMatchObject({ pid, url, joined: false });
+  expect(redisServersOf(dataDir).map((server) => server.pid)).toEqual([pid]);
+});
+
+test("killed together with its keeper, it comes back where those who had joined it look for it", async () => {
+  const { owner, pid, url } = await startInProcess();
+  const redis = connect({ url });
+  await redis.set("job", "accepted");
+  await killed(owner);
+  process.kill(pid, "SIGKILL");
+  expect((await start()).url).toBe(url);
+  expect(await redis.get("job")).toBe("accepted");
+});
+
+test("every restart is in the log", async () => {
+  const lines: string[] = [];
+  const server = await start({ log: pino({ base: null }, { write: (line: string) => lines.push(JSON.parse(line).msg) }) });
+  const { pid } = server;
+  process.kill(pid, "SIGKILL");
+  await expect
+    .poll(() => lines, { timeout: 10_000 })
+    .toEqual(["the embedded Redis ended by itself and is started again", "the embedded Redis serves again"]);
+  expect(server.pid).not.toBe(pid);
 });
 
 test("an append-only file whose last write was torn is loaded up to it", async () => {
