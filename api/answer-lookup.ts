@@ -4,6 +4,7 @@ import { digestOf, explainKey, isCacheable, solveKey, talkKey } from "../queues/
 import type { Redis } from "../queues/connection.ts";
 import type { JobRequest, PublishedModel, StageResult } from "../queues/contracts.ts";
 import { type JobKind, ROLES, type Role } from "../queues/names.ts";
+import { EventLoopTurns } from "./event-loop-turns.ts";
 
 /** Which model answers is asked of Redis this often at most. */
 const MODELS_MS = 1000;
@@ -52,13 +53,19 @@ export class AnswerLookup {
     if (!asked.some(isSought)) return asked.map(() => NOT_SOUGHT);
     const needed = ROLES.filter((role) => asked.some((each) => isSought(each) && rolesOf(each.kind).includes(role)));
     const { student, talker } = await this.#published(needed);
-    const stages = asked.map((each) => {
+    const stageOf = (each: { kind: JobKind; request: JobRequest }): Lookup | string => {
       const { kind, request } = each;
       if (!isSought(each)) return NOT_SOUGHT;
       if (kind === "talk") return talker === undefined ? NO_MODEL : talkKey(talker, request);
       if (student === undefined || (kind === "explain" && talker === undefined)) return NO_MODEL;
       return solveKey(student, request);
-    });
+    };
+    const turns = new EventLoopTurns();
+    const stages: (Lookup | string)[] = [];
+    for (const each of asked) {
+      stages.push(stageOf(each));
+      await turns.after(charsOf(each.request));
+    }
     const found = await this.#cache.getMany(stages.filter((stage) => typeof stage === "string"));
     const explanations = asked.map(({ kind, request }, i) => {
       const stage = stages[i]!;
@@ -98,6 +105,10 @@ export class AnswerLookup {
     }
     return this.#models;
   }
+}
+
+function charsOf({ problem, messages = [] }: JobRequest): number {
+  return messages.reduce((sum, { content }) => sum + content.length, problem.length);
 }
 
 const rolesOf = (kind: JobKind): readonly Role[] => (kind === "explain" ? ROLES : kind === "talk" ? ["talker"] : ["student"]);

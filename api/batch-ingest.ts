@@ -8,6 +8,7 @@ import type { JobKind } from "../queues/names.ts";
 import type { BatchKeeper } from "./batch-keeper.ts";
 import { type BatchRequest, customIdOf } from "./batch-line.ts";
 import { type BatchPlacer, type Patience, type PlacedLine, recordOf } from "./batch-placer.ts";
+import { EventLoopTurns } from "./event-loop-turns.ts";
 import { kindOf } from "./submission.ts";
 
 /** Longer than this an upload is not slowed down: a client that is kept waiting for minutes is cut off by something in between. */
@@ -113,7 +114,7 @@ class Upload {
     const number = this.#taken++;
     if (number < this.#recorded.length) return this.#expectSame(number, this.#digest);
     if (this.#batch.uploadedAt !== null) throw this.#otherLines();
-    const checked = this.#check(lines, number * this.#batch.chunkSize);
+    const checked = await this.#check(lines, number * this.#batch.chunkSize);
     await this.#placing;
     this.#placing = this.#place(number, this.#digest, checked);
     // It is heard when the next chunk comes, or at the end.
@@ -129,10 +130,11 @@ class Upload {
     await this.#store.closeUpload(this.#batch.batchId);
   }
 
-  #check(lines: UploadLine[], from: number): CheckedLines {
+  async #check(lines: UploadLine[], from: number): Promise<CheckedLines> {
     const good: PlacedLine[] = [];
     const errors: BatchLineError[] = [];
-    for (const [i, { line, read }] of lines.entries()) {
+    const turns = new EventLoopTurns();
+    for (const [i, { line, bytes, read }] of lines.entries()) {
       const index = from + i;
       let value: unknown;
       try {
@@ -144,6 +146,7 @@ class Upload {
         if (!(error instanceof MathllmError)) throw error;
         errors.push(lineError(line, index, customIdOf(value), error));
       }
+      await turns.after(bytes.length);
     }
     return { good, errors };
   }

@@ -1,3 +1,5 @@
+import { NotJudged } from "./work-budget.ts";
+
 /** An answer's text without what only sets it off: delimiters, boxes, characters that LaTeX has a command for. */
 
 const SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ";
@@ -56,9 +58,17 @@ const UNICODE: Record<string, string> = {
   ω: "\\omega ",
 };
 
+/**
+ * More marks in a row than Unicode's stream-safe format has, which no text in any language needs; a Unicode form takes time that is quadratic in
+ * them. The two half-width sound marks become combining ones.
+ */
+const TOO_MANY_MARKS = /[\p{M}ﾞﾟ]{31}/u;
+
+/** @throws NotJudged for a text with more than 30 combining marks in a row. */
 export function asciiOf(text: string): string {
   // biome-ignore lint/suspicious/noControlCharactersInRegex: plain ASCII needs nothing
   if (/^[\x00-\x7f]*$/.test(text)) return text;
+  if (TOO_MANY_MARKS.test(text)) throw new NotJudged("It has more than 30 combining marks in a row.");
   return text
     .replace(
       new RegExp(`[${SUPERSCRIPTS}]+`, "g"),

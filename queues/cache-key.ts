@@ -15,32 +15,37 @@ export function isCacheable({ sampling, cache }: { sampling: Sampling; cache?: C
   return cache === "on" || cache === "refresh" || sampling.temperature === 0;
 }
 
+type Asked = Pick<JobData, "problem" | "messages" | "sampling">;
+
 /**
  * The Student's answer to a problem, or what most of `samples` answers say. Keys hold texts as the model's messages do, without any likeness
  * between texts: two requests with the same key have identical messages.
  */
-export function solveKey(
-  model: PublishedModel,
-  { problem, messages, sampling, samples = 1 }: Pick<JobData, "problem" | "messages" | "sampling" | "samples">,
-): string {
-  return keyOf("solve", model, sampling, [...(messages ?? [problem]), ...(samples === 1 ? [] : [samples])]);
+export function solveKey(model: PublishedModel, asked: Asked & Pick<JobData, "samples">): string {
+  const { sampling, samples = 1 } = asked;
+  return keyOf("solve", model, sampling, [askedDigest(asked), ...(samples === 1 ? [] : [samples])]);
 }
 
 /** The Talker's answer to a text. */
-export function talkKey(
-  model: PublishedModel,
-  { problem, messages, sampling }: Pick<JobData, "problem" | "messages" | "sampling">,
-): string {
-  return keyOf("talk", model, sampling, messages ?? [problem]);
+export function talkKey(model: PublishedModel, asked: Asked): string {
+  return keyOf("talk", model, asked.sampling, [askedDigest(asked)]);
 }
 
 /** The Talker's explanation of this very solution. */
-export function explainKey(
-  model: PublishedModel,
-  { problem, sampling }: Pick<JobData, "problem" | "sampling">,
-  solved: StageResult,
-): string {
-  return keyOf("explain", model, sampling, [problem, solved.text, solved.answer]);
+export function explainKey(model: PublishedModel, asked: Asked, solved: StageResult): string {
+  return keyOf("explain", model, asked.sampling, [askedDigest(asked), solved.text, solved.answer]);
+}
+
+/** Digests of what is asked, by the request that asks it: its keys are needed several times, and it may be long. */
+const digests = new WeakMap<Asked, string>();
+
+function askedDigest(asked: Asked): string {
+  let digest = digests.get(asked);
+  if (digest === undefined) {
+    digest = digestOf(asked.messages ?? asked.problem);
+    digests.set(asked, digest);
+  }
+  return digest;
 }
 
 function keyOf(kind: string, { modelId, digest, promptVersion, maxTokens }: PublishedModel, sampling: Sampling, texts: unknown[]): string {

@@ -1,11 +1,14 @@
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { AnswerLookup } from "../../api/answer-lookup.ts";
+import { BatchIngest, type UploadLine } from "../../api/batch-ingest.ts";
+import type { BatchKeeper } from "../../api/batch-keeper.ts";
 import { BatchPlacer, type PlacedLine } from "../../api/batch-placer.ts";
 import { submit } from "../../api/submission.ts";
 import { AnswerCache, publishModel } from "../../queues/answer-cache.ts";
+import { BatchStore } from "../../queues/batch-store.ts";
 import { solveKey } from "../../queues/cache-key.ts";
 import { readConfig } from "../../queues/config.ts";
-import { type JobRequest, solveRequestSchema } from "../../queues/contracts.ts";
+import { type ChatMessage, type JobRequest, MAX_PROBLEM_CHARS, solveRequestSchema } from "../../queues/contracts.ts";
 import { moveOn } from "../../queues/followers.ts";
 import { keys, newJobId } from "../../queues/names.ts";
 import { openQueues, type Queues } from "../../queues/open-queues.ts";
@@ -140,4 +143,47 @@ test("a line of a batch whose leader never came is computed, for the key that se
   });
   expect((await queues.student.getJob(jobId))?.data.owner).toBe("ann");
   expect(await queues.redis.zrange(keys.apiKeyJobs("ann"), "0", "-1")).toEqual([jobId]);
+});
+
+/** The number of the event loop's turn. */
+function countTurns(): { now: () => number; stop: () => void } {
+  let turn = 0;
+  let next = setImmediate(function again() {
+    turn++;
+    next = setImmediate(again);
+  });
+  return { now: () => turn, stop: () => clearImmediate(next) };
+}
+
+test("long lines are checked, and looked for, over many turns of the event loop; each text is read once for all of its keys", async () => {
+  const text = "x".repeat(MAX_PROBLEM_CHARS - 10);
+  const turns = countTurns();
+  const checkedIn = new Set<number>();
+  const readIn: number[] = [];
+  const parse = (value: unknown) => {
+    checkedIn.add(turns.now());
+    return { customId: null, request: requestFor(`${value} ${text}`) };
+  };
+  async function* lines(): AsyncGenerator<UploadLine> {
+    for (let line = 1; line <= 60; line++) yield { line, bytes: text, read: () => line };
+  }
+  const asked = Array.from({ length: 60 }, () => {
+    const messages: ChatMessage[] = [{ role: "user", content: text }];
+    Object.defineProperty(messages, "toJSON", { value: () => readIn.push(turns.now()) });
+    return { kind: "solve" as const, request: { ...requestFor("1"), messages } };
+  });
+  try {
+    const lookup = new AnswerLookup(queues.redis, cache);
+    const store = new BatchStore(queues.redis, 60);
+    const { batch } = await store.open({ chunkSize: 60, seedDigest: "", metadata: {} });
+    const neverAsked = {} as BatchKeeper;
+    await new BatchIngest(store, new BatchPlacer(queues, config, { lookup, cache }), neverAsked).ingest(batch, lines(), { parse });
+    await lookup.findMany(asked);
+    await lookup.findMany(asked);
+  } finally {
+    turns.stop();
+  }
+  expect(checkedIn.size).toBeGreaterThanOrEqual(20);
+  expect(new Set(readIn).size).toBeGreaterThanOrEqual(20);
+  expect(readIn.length).toBe(60);
 });
