@@ -368,7 +368,7 @@ export class Dispatcher {
 
   #serve(role: Role, job: StageJob): void {
     const { workers, meter, onPick, log } = this.#options;
-    const startedAt = performance.now();
+    const place = meter.picked(role, performance.now());
     onPick(role, job);
     const served = workers[role]
       .finish(job)
@@ -379,7 +379,7 @@ export class Dispatcher {
           this.#emptySince = performance.now();
           if (this.#alone === "runs") this.#alone = "no";
         }
-        meter.served(role, performance.now() - startedAt);
+        meter.served(place, performance.now(), null);
         this.wake();
       });
     this.#running.set(job.token!, served);

@@ -13,8 +13,12 @@ export interface QueueSnapshot {
 export interface ModelRates {
   /** λ̂: acceptances a millisecond. */
   arrivalsPerMs: number;
-  /** ŝ: milliseconds a job holds its place on the model; 0 before the first. */
+  /** ŝ: milliseconds a job holds its place on the model, slowed by the jobs beside it; 0 before the first. */
   serviceMs: number;
+  /** Milliseconds that a job would take with the model to itself; 0 or absent before the first. */
+  aloneMs?: number;
+  /** a, from 0 to 1: r jobs at once are together r^a times as fast as one; absent or 1 until known. */
+  batchExponent?: number;
   /** Ŝ: milliseconds of a swap to this model, drain included; 0 before the first. */
   swapMs: number;
   /** c: jobs at once. */

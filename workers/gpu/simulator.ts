@@ -1,8 +1,11 @@
 import { PRIORITY_CLASSES, type PriorityClass, ROLES, type Role } from "../../queues/names.ts";
 import { type EstimatedModel, estimateWaitMs } from "../../queues/wait-estimate.ts";
 import { AgeingTurn } from "./ageing.ts";
+import { ClassQueue } from "./class-queue.ts";
 import { effectiveDeadlineMs, type Policy, type PolicySnapshot } from "./policy.ts";
-import { TrafficMeter } from "./traffic-meter.ts";
+import { SharedCard } from "./shared-card.ts";
+import { type Place, TrafficMeter } from "./traffic-meter.ts";
+import { type EstimateError, estimateError, type WaitStats, waitStats } from "./wait-stats.ts";
 
 /**
  * A discrete-event simulation of one GPU: the policy of the worker, the meter of the worker, no clock and no model.
@@ -13,6 +16,7 @@ export interface SimulatedJob {
   role: Role;
   class: PriorityClass;
   arrivalMs: number;
+  /** Milliseconds that it takes with the card to itself. */
   serviceMs: number;
 }
 
@@ -21,31 +25,15 @@ export interface SimulationOptions {
   jobs: SimulatedJob[];
   policy: Policy;
   slots: number;
-  /** Milliseconds to load each model, the stop of the other included. */
+  /** a of each model, from 0 to 1: r jobs at once are together r^a times as fast as one. Absent: 1, they don't slow each other. */
+  batchExponent?: Record<Role, number>;
+  /** Mean milliseconds to load each model, the stop of the other included. */
   swapMs: Record<Role, number>;
+  /** How long a swap takes of which this is the mean. Absent: just as long. */
+  drawSwapMs?: (meanMs: number) => number;
   deadlinesMs: Record<PriorityClass, number>;
   /** Turns away an interactive or normal job whose estimated wait is beyond its class's D, as the API does; `batch` is bounded by depth alone. */
   admission?: boolean;
-}
-
-/** Waits are from arrival to pick, milliseconds; percentiles by nearest rank. */
-export interface WaitStats {
-  jobs: number;
-  meanWaitMs: number;
-  p50WaitMs: number;
-  p95WaitMs: number;
-  p99WaitMs: number;
-  maxWaitMs: number;
-}
-
-/** The wait estimated on arrival less the actual one, of the accepted jobs that had an estimate; percentiles by nearest rank. */
-export interface EstimateError {
-  jobs: number;
-  meanAbsMs: number;
-  p50AbsMs: number;
-  p95AbsMs: number;
-  /** Above 0: waits were estimated too long. */
-  meanMs: number;
 }
 
 /** All but `shed` is of the accepted jobs. */
@@ -57,17 +45,20 @@ export interface SimulationResult extends WaitStats {
   /** Without the very first load. */
   swaps: number;
   swapsPer100Jobs: number;
-  /** Σ service / (slots · makespan). */
+  /** Σ service / slots^a, as a share of the makespan. */
   gpuBusyShare: number;
   jobsPerSecond: number;
   makespanMs: number;
-  /** Σ service / slots + one load for each model needed. */
+  /** Σ service / slots^a + one load for each model needed. */
   lowerBoundMs: number;
   models: Record<Role, WaitStats>;
   classes: Partial<Record<PriorityClass, WaitStats>>;
 }
 
-export function simulate({ jobs, policy, slots, swapMs, deadlinesMs, admission = false }: SimulationOptions): SimulationResult {
+const NO_SLOWING: Record<Role, number> = { student: 1, talker: 1 };
+
+export function simulate(options: SimulationOptions): SimulationResult {
+  const { jobs, policy, slots, batchExponent = NO_SLOWING, swapMs, drawSwapMs = (ms) => ms, deadlinesMs, admission = false } = options;
   const queues = { student: new ClassQueue(jobs), talker: new ClassQueue(jobs) };
   const ageing = { student: new AgeingTurn(), talker: new AgeingTurn() };
   const meter = new TrafficMeter({ student: slots, talker: slots });
@@ -75,7 +66,8 @@ export function simulate({ jobs, policy, slots, swapMs, deadlinesMs, admission =
   const waits = new Float64Array(jobs.length).fill(Number.NaN);
   /** NaN: nothing measured yet to estimate from. */
   const estimates = new Float64Array(jobs.length).fill(Number.NaN);
-  const running: { endMs: number; index: number }[] = [];
+  const endToEnds = new Float64Array(jobs.length);
+  const card = new SharedCard<{ index: number; place: Place }>(1);
   let now = 0;
   let makespanMs = 0;
   let arrived = 0;
@@ -110,7 +102,7 @@ export function simulate({ jobs, policy, slots, swapMs, deadlinesMs, admission =
       resident: loading?.to ?? resident,
       ready: loading === null,
       residentMs: now - readyAtMs,
-      running: running.length,
+      running: card.running,
       deadlineMs,
     });
     return { waitMs, deadlineMs };
@@ -133,7 +125,7 @@ export function simulate({ jobs, policy, slots, swapMs, deadlinesMs, admission =
       const snapshot: PolicySnapshot = {
         now,
         resident,
-        running: running.length,
+        running: card.running,
         served,
         queues: { student: queues.student.snapshot(), talker: queues.talker.snapshot() },
         peers: { student: 0, talker: 0 },
@@ -143,17 +135,17 @@ export function simulate({ jobs, policy, slots, swapMs, deadlinesMs, admission =
       const decision = policy(snapshot);
       if (decision.action === "swap") {
         drainStartMs ??= now;
-        if (running.length > 0) return;
-        loading = { to: decision.to, readyMs: now + swapMs[decision.to] };
+        if (card.running > 0) return;
+        loading = { to: decision.to, readyMs: now + drawSwapMs(swapMs[decision.to]) };
         return;
       }
       drainStartMs = null;
-      if (resident === null || running.length >= slots || queues[resident].depth === 0) return;
+      if (resident === null || card.running >= slots || queues[resident].depth === 0) return;
       const late: PriorityClass | null = ageing[resident].next(snapshot.queues[resident].oldest, now, deadlinesMs);
       const index: number = queues[resident].take(late);
       waits[index] = now - jobs[index]!.arrivalMs;
       served++;
-      insert(running, { endMs: now + jobs[index]!.serviceMs, index });
+      card.add({ index, place: meter.picked(resident, now) }, jobs[index]!.serviceMs, now);
     }
   };
 
@@ -162,12 +154,13 @@ export function simulate({ jobs, policy, slots, swapMs, deadlinesMs, admission =
     if (done + shed === jobs.length) break;
     decide();
     const arrivalMs = jobs[arrived]?.arrivalMs ?? Number.POSITIVE_INFINITY;
-    const endMs = running[0]?.endMs ?? Number.POSITIVE_INFINITY;
+    const endMs = card.nextEndMs;
     const readyMs: number = (loading as { readyMs: number } | null)?.readyMs ?? Number.POSITIVE_INFINITY;
     now = Math.min(arrivalMs, endMs, readyMs);
     if (now === endMs) {
-      const { index } = running.shift()!;
-      meter.served(jobs[index]!.role, jobs[index]!.serviceMs);
+      const { index, place } = card.end();
+      meter.served(place, now, jobs[index]!.serviceMs);
+      endToEnds[index] = now - jobs[index]!.arrivalMs;
       done++;
       makespanMs = now;
     }
@@ -176,6 +169,7 @@ export function simulate({ jobs, policy, slots, swapMs, deadlinesMs, admission =
       if (resident !== null) swaps++;
       meter.swapped(to, now - (drainStartMs ?? now));
       resident = to;
+      card.use(batchExponent[to]);
       readyAtMs = now;
       served = 0;
       loading = null;
@@ -183,105 +177,32 @@ export function simulate({ jobs, policy, slots, swapMs, deadlinesMs, admission =
     }
   }
 
-  const accepted = jobs.filter((_, index) => !Number.isNaN(waits[index]));
-  const acceptedWaits = waits.filter((wait) => !Number.isNaN(wait));
-  const busyMs = accepted.reduce((sum, job) => sum + job.serviceMs, 0);
-  const needed = ROLES.filter((role) => accepted.some((job) => job.role === role));
-  const statsOf = (keep: (job: SimulatedJob) => boolean) => waitStats(acceptedWaits.filter((_, index) => keep(accepted[index]!)));
-  const present = PRIORITY_CLASSES.filter((name) => accepted.some((job) => job.class === name));
+  const kept = Uint32Array.from(jobs.keys()).filter((index) => !Number.isNaN(waits[index]));
+  const statsOf = (keep: (job: SimulatedJob) => boolean) => {
+    const indices = kept.filter((index) => keep(jobs[index]!));
+    return waitStats(
+      Float64Array.from(indices, (index) => waits[index]!),
+      Float64Array.from(indices, (index) => endToEnds[index]!),
+    );
+  };
+  const workMs = { student: 0, talker: 0 };
+  for (const index of kept) workMs[jobs[index]!.role] += jobs[index]!.serviceMs;
+  const busyMs = ROLES.reduce((sum, role) => sum + workMs[role] / slots ** batchExponent[role], 0);
+  const all = statsOf(() => true);
+  const models = { student: statsOf((job) => job.role === "student"), talker: statsOf((job) => job.role === "talker") };
+  const needed = ROLES.filter((role) => models[role].jobs > 0);
+  const classes = PRIORITY_CLASSES.map((name) => [name, statsOf((job) => job.class === name)] as const);
   return {
-    ...waitStats(acceptedWaits),
+    ...all,
     shed,
     estimateError: estimateError(estimates.map((estimateMs, index) => estimateMs - waits[index]!).filter((error) => !Number.isNaN(error))),
     swaps,
-    swapsPer100Jobs: (100 * swaps) / accepted.length,
-    gpuBusyShare: busyMs / (slots * makespanMs),
-    jobsPerSecond: (1000 * accepted.length) / makespanMs,
+    swapsPer100Jobs: (100 * swaps) / all.jobs,
+    gpuBusyShare: busyMs / makespanMs,
+    jobsPerSecond: (1000 * all.jobs) / makespanMs,
     makespanMs,
-    lowerBoundMs: busyMs / slots + needed.reduce((sum, role) => sum + swapMs[role], 0),
-    models: { student: statsOf((job) => job.role === "student"), talker: statsOf((job) => job.role === "talker") },
-    classes: Object.fromEntries(present.map((name) => [name, statsOf((job) => job.class === name)])),
+    lowerBoundMs: busyMs + needed.reduce((sum, role) => sum + swapMs[role], 0),
+    models,
+    classes: Object.fromEntries(classes.filter(([, { jobs: count }]) => count > 0)),
   };
-}
-
-/** One model's queue: by class, then by arrival, as BullMQ picks. */
-class ClassQueue {
-  depth = 0;
-  readonly #jobs: SimulatedJob[];
-  readonly #lines = PRIORITY_CLASSES.map((name) => ({ name, indices: [] as number[], head: 0 }));
-
-  constructor(jobs: SimulatedJob[]) {
-    this.#jobs = jobs;
-  }
-
-  add(index: number): void {
-    this.#lines.find((line) => line.name === this.#jobs[index]!.class)!.indices.push(index);
-    this.depth++;
-  }
-
-  /** The next job by class and arrival, or the oldest of the class whose turn it is. */
-  take(late: PriorityClass | null): number {
-    const line = this.#lines.find((candidate) => (late === null ? candidate.head < candidate.indices.length : candidate.name === late))!;
-    this.depth--;
-    return line.indices[line.head++]!;
-  }
-
-  /** Acceptance of the oldest waiting job of this class; null when none waits. */
-  oldest(name: PriorityClass): number | null {
-    return this.#oldestIn(this.#lines[PRIORITY_CLASSES.indexOf(name)]!);
-  }
-
-  /** Waiting jobs of this class and the more urgent ones. */
-  waitingUpTo(name: PriorityClass): number {
-    return this.#lines.slice(0, PRIORITY_CLASSES.indexOf(name) + 1).reduce((sum, { indices, head }) => sum + indices.length - head, 0);
-  }
-
-  snapshot(): PolicySnapshot["queues"]["student"] {
-    const [interactive, normal, batch] = this.#lines.map((line) => this.#oldestIn(line)) as [number | null, number | null, number | null];
-    const [i, n, b] = this.#lines.map((line) => line.indices.length - line.head) as [number, number, number];
-    return { depth: this.depth, waiting: { interactive: i, normal: n, batch: b }, oldest: { interactive, normal, batch } };
-  }
-
-  #oldestIn({ indices, head }: { indices: number[]; head: number }): number | null {
-    return this.#jobs[indices[head] ?? -1]?.arrivalMs ?? null;
-  }
-}
-
-/** Keeps the running jobs by their end; there are as many as slots, so a linear search is the quickest. */
-function insert(running: { endMs: number; index: number }[], job: { endMs: number; index: number }): void {
-  const at = running.findIndex((other) => other.endMs > job.endMs);
-  running.splice(at < 0 ? running.length : at, 0, job);
-}
-
-function waitStats(waits: Float64Array): WaitStats {
-  const sorted = waits.toSorted();
-  const rank = (p: number) => nearestRank(sorted, p);
-  return {
-    jobs: sorted.length,
-    meanWaitMs: meanOf(sorted),
-    p50WaitMs: rank(0.5),
-    p95WaitMs: rank(0.95),
-    p99WaitMs: rank(0.99),
-    maxWaitMs: rank(1),
-  };
-}
-
-function estimateError(errors: Float64Array): EstimateError | null {
-  if (errors.length === 0) return null;
-  const sizes = errors.map(Math.abs).sort();
-  return {
-    jobs: errors.length,
-    meanAbsMs: meanOf(sizes),
-    p50AbsMs: nearestRank(sizes, 0.5),
-    p95AbsMs: nearestRank(sizes, 0.95),
-    meanMs: meanOf(errors),
-  };
-}
-
-function nearestRank(sorted: Float64Array, p: number): number {
-  return sorted[Math.max(Math.ceil(p * sorted.length) - 1, 0)] ?? 0;
-}
-
-function meanOf(values: Float64Array): number {
-  return values.length === 0 ? 0 : values.reduce((sum, value) => sum + value, 0) / values.length;
 }
