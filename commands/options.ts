@@ -1,4 +1,5 @@
 import { InvalidArgumentError } from "commander";
+import type { Role } from "../queues/names.ts";
 import { parseMemory } from "../workers/gpu/plan.ts";
 
 /** Readers of options' texts; each throws what commander shows as wrong usage. */
@@ -17,6 +18,20 @@ export function wholeNumber(low: number, high: number) {
     if (!Number.isInteger(value) || value < low || value > high)
       throw new InvalidArgumentError(`Expected a whole number from ${low} to ${high}.`);
     return value;
+  };
+}
+
+/** One number for both models, or `student=…,talker=…`. */
+export function numberPerModel(low: number, high: number) {
+  const one = number(low, high);
+  return (text: string): number | Record<Role, number> => {
+    if (!text.includes("=")) return one(text);
+    const parts = text.split(",").map((part) => part.split("=").map((word) => word.trim()));
+    const of = (role: Role) => parts.find(([name, ...rest]) => name === role && rest.length === 1)?.[1];
+    const [student, talker] = [of("student"), of("talker")];
+    if (parts.length !== 2 || student === undefined || talker === undefined)
+      throw new InvalidArgumentError("Expected one number, or student=NUMBER,talker=NUMBER.");
+    return { student: one(student), talker: one(talker) };
   };
 }
 

@@ -1,26 +1,42 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { PRIORITY_CLASSES, type PriorityClass } from "../queues/names.ts";
+import { OPTIMUM_TABLE, playSetting, readSettings } from "../workers/gpu/optimum-table.ts";
 import { DEFAULT_DEADLINES_MS, POLICIES } from "../workers/gpu/policy.ts";
-import { simulationReport } from "../workers/gpu/simulation-report.ts";
+import { recordedLengths, recordedTraffic } from "../workers/gpu/recorded-traffic.ts";
+import { settingsReport, simulationReport } from "../workers/gpu/simulation-report.ts";
 import { simulate } from "../workers/gpu/simulator.ts";
-import { parseClassMix, recordedTraffic, syntheticTraffic, type TrafficOptions } from "../workers/gpu/synthetic-traffic.ts";
-import { number, oneOf, wholeNumber } from "./options.ts";
+import {
+  type PerModel,
+  parseClassMix,
+  perModel,
+  swapDraw,
+  syntheticTraffic,
+  type TrafficOptions,
+} from "../workers/gpu/synthetic-traffic.ts";
+import { number, numberPerModel, oneOf, wholeNumber } from "./options.ts";
 import { type Run, say } from "./run.ts";
 
 const CLASS_MIX_EXAMPLE = "interactive:0.2,normal:0.5,batch:0.3";
+const JOBS = 20_000;
+const JOBS_AGAINST = 60_000;
 
 export function addSimulate(program: Command, run: Run): void {
   program
     .command("simulate")
     .description("play a swap policy against synthetic or recorded traffic, without a GPU")
     .option("--policy <name>", Object.keys(POLICIES).join(", "), oneOf(Object.keys(POLICIES) as (keyof typeof POLICIES)[]), "ge")
-    .option("--jobs <count>", "how many jobs", wholeNumber(1, 10_000_000), 20_000)
-    .option("--service-ms <ms>", "mean time of a job on its model", number(0.001, 86_400_000), 4000)
+    .option("--jobs <count>", `how many jobs (default: ${JOBS}, with --against ${JOBS_AGAINST})`, wholeNumber(1, 10_000_000))
+    .option("--service-ms <ms>", "mean time of a job alone on its model, or student=MS,talker=MS", numberPerModel(0.001, 86_400_000), 4000)
     .option("--service-cv <number>", "its coefficient of variation: 1 exponential, 0 constant", number(0, 20), 1)
-    .option("--swap-ms <ms>", "time of a swap", number(0, 86_400_000), 10_000)
+    .addOption(
+      new Option("--lengths <file>", "draw the times of jobs from those of a telemetry file instead").conflicts(["serviceMs", "serviceCv"]),
+    )
+    .option("--batch-exponent <a>", "r jobs at once are together r^a times as fast as one, or student=A,talker=A", numberPerModel(0, 1), 1)
+    .option("--swap-ms <ms>", "mean time of a swap, or of one to each model: student=MS,talker=MS", numberPerModel(0, 86_400_000), 10_000)
+    .option("--swap-cv <number>", "its coefficient of variation, gamma distributed: 0 constant", number(0, 5), 0)
     .option("--slots <count>", "jobs at once", wholeNumber(1, 256), 1)
     .option("--mix <share>", "the Student's share of the jobs", number(0, 1), 0.5)
-    .option("--load <rho>", "offered load: arrival rate · service time / slots", number(0.001, 100), 0.7)
+    .option("--load <rho>", "offered load: arrival rate · service time / slots^a", number(0.001, 100), 0.7)
     .option("--backlog", "all jobs are there at time 0 (instead of --load)")
     .option("--burst <count>", "jobs that arrive together", wholeNumber(1, 100_000), 1)
     .option("--class <name>", `class of the jobs: ${PRIORITY_CLASSES.join(", ")}`, oneOf(PRIORITY_CLASSES), "normal")
@@ -31,31 +47,68 @@ export function addSimulate(program: Command, run: Run): void {
     )
     .option("--deadline-ms <ms>", "that class's deadline (default: the class's)", number(0, 86_400_000))
     .option("--admission", "turn away jobs whose estimated wait is beyond their deadline, as the API does")
-    .option("--replay <file>", "the jobs of a telemetry file instead of synthetic ones")
+    .addOption(new Option("--replay <file>", "the jobs of a telemetry file instead of synthetic ones").conflicts("lengths"))
+    .option("--against [file]", "play each setting of a file and compare with the least possible (default: the table that ships)")
+    .option("--seeds <count>", "random streams of each setting, with --against", wholeNumber(1, 1000), 3)
     .option("--seed <number>", "of the random traffic", wholeNumber(0, 4_294_967_295), 1)
     .option("--json", "print one object")
-    .action((options) => run(() => runSimulate(options)));
+    .action((options) => run(async () => (options.against === undefined ? runOne(options) : runAgainst(options))));
 }
 
-interface SimulateOptions extends Omit<TrafficOptions, "load" | "classes"> {
+interface SimulateOptions extends Omit<TrafficOptions, "jobs" | "load" | "classes" | "lengthsMs" | "batchExponent"> {
+  jobs?: number;
   class: PriorityClass;
   classes?: TrafficOptions["classes"];
   policy: keyof typeof POLICIES;
   load: number;
+  lengths?: string;
+  batchExponent: PerModel;
   backlog?: boolean;
-  swapMs: number;
+  swapMs: PerModel;
+  swapCv: number;
   deadlineMs?: number;
   admission?: boolean;
   replay?: string;
+  against?: string | true;
+  seeds: number;
   json?: boolean;
 }
 
-async function runSimulate(options: SimulateOptions): Promise<number> {
-  const { policy, slots, swapMs, deadlineMs, admission, replay, backlog, load, classes = { [options.class]: 1 } } = options;
-  const jobs = replay === undefined ? syntheticTraffic({ ...options, classes, load: backlog ? null : load }) : recordedTraffic(replay);
+function runOne(options: SimulateOptions): number {
+  const { policy, slots, swapMs, swapCv, deadlineMs, admission, replay, lengths, backlog, load, seed } = options;
+  const { jobs: count = JOBS, classes = { [options.class]: 1 } } = options;
+  const batchExponent = perModel(options.batchExponent);
+  const lengthsMs = lengths === undefined ? undefined : recordedLengths(lengths, batchExponent, options.mix);
+  const jobs =
+    replay === undefined
+      ? syntheticTraffic({ ...options, jobs: count, lengthsMs, classes, load: backlog ? null : load })
+      : recordedTraffic(replay, batchExponent);
   const deadlinesMs = { ...DEFAULT_DEADLINES_MS, ...(deadlineMs === undefined ? {} : { [options.class]: deadlineMs }) };
-  const result = simulate({ jobs, policy: POLICIES[policy], slots, swapMs: { student: swapMs, talker: swapMs }, deadlinesMs, admission });
+  const result = simulate({
+    jobs,
+    policy: POLICIES[policy],
+    slots,
+    batchExponent,
+    swapMs: perModel(swapMs),
+    drawSwapMs: swapDraw(swapCv, seed),
+    deadlinesMs,
+    admission,
+  });
   say(options.json ? `${JSON.stringify({ policy, ...result })}\n` : simulationReport(policy, result));
+  return 0;
+}
+
+function runAgainst({ policy, against, jobs = JOBS_AGAINST, seeds, json }: SimulateOptions): number {
+  const settings = readSettings(against === true ? OPTIMUM_TABLE : against!);
+  const results = settings.map((setting, i) => {
+    const result = playSetting(setting, POLICIES[policy], jobs, seeds);
+    process.stderr.write(`${i + 1} of ${settings.length} settings played\n`);
+    return result;
+  });
+  const ratios = results.flatMap(({ ratio }) => ratio ?? []);
+  const meanRatio = ratios.length === 0 ? null : ratios.reduce((sum, ratio) => sum + ratio, 0) / ratios.length;
+  const summary = { policy, jobs, seeds, meanRatio, maxRatio: ratios.length === 0 ? null : Math.max(...ratios) };
+  say(json ? `${JSON.stringify({ ...summary, settings: results })}\n` : settingsReport(summary, results));
   return 0;
 }
 

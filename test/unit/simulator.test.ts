@@ -5,9 +5,10 @@ import { pino } from "pino";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { PriorityClass, Role } from "../../queues/names.ts";
 import { DEFAULT_DEADLINES_MS, POLICIES } from "../../workers/gpu/policy.ts";
+import { recordedTraffic } from "../../workers/gpu/recorded-traffic.ts";
 import { simulationReport } from "../../workers/gpu/simulation-report.ts";
 import { type SimulatedJob, type SimulationOptions, type SimulationResult, simulate } from "../../workers/gpu/simulator.ts";
-import { parseClassMix, recordedTraffic, syntheticTraffic, type TrafficOptions } from "../../workers/gpu/synthetic-traffic.ts";
+import { parseClassMix, syntheticTraffic, type TrafficOptions } from "../../workers/gpu/synthetic-traffic.ts";
 import { Telemetry } from "../../workers/gpu/telemetry.ts";
 
 const D_MS = DEFAULT_DEADLINES_MS.normal;

@@ -398,7 +398,7 @@ export class Dispatcher {
       this.#served = 0;
       const readyAt = performance.now();
       const engineMs = unloaded.engineMs + loaded.spawnMs + loaded.warmupMs;
-      meter.swapped(to, readyAt - drainStartedAt);
+      meter.swapped(to, readyAt - drainStartedAt, readyAt - emptyAt);
       onSwap({
         from,
         to,

@@ -21,6 +21,8 @@ export interface ModelRates {
   batchExponent?: number;
   /** Ŝ: milliseconds of a swap to this model, drain included; 0 before the first. */
   swapMs: number;
+  /** The part of Ŝ in which nothing runs: from the last job's end to the model's ready; 0 or absent before the first. */
+  loadMs?: number;
   /** c: jobs at once. */
   slots: number;
 }
@@ -45,7 +47,10 @@ export interface PolicySnapshot {
  * `swap`: pick nothing more, let the running ones end, then load `to`. Asked again at every job boundary, so it may be withdrawn.
  * `idle`: nothing to do.
  */
-export type Decision = { action: "stay" | "idle"; reason: string } | { action: "swap"; to: Role; reason: string };
+export type Decision = ({ action: "stay" | "idle"; reason: string } | { action: "swap"; to: Role; reason: string }) & {
+  /** Asked again after so many milliseconds even if nothing happens. */
+  askAgainMs?: number;
+};
 
 /** A pure function of the snapshot. */
 export type Policy = (snapshot: PolicySnapshot) => Decision;

@@ -9,7 +9,7 @@ import { type EstimateError, estimateError, type WaitStats, waitStats } from "./
 
 /**
  * A discrete-event simulation of one GPU: the policy of the worker, the meter of the worker, no clock and no model.
- * Time goes from event to event: an arrival, a job's end, a model's ready. After each the policy is asked until it has no more to say.
+ * Time goes from event to event: an arrival, a job's end, a model's ready, a moment at which the policy wants to be asked. After each the policy is asked until it has no more to say.
  */
 
 export interface SimulatedJob {
@@ -77,7 +77,8 @@ export function simulate(options: SimulationOptions): SimulationResult {
   let swaps = 0;
   let done = 0;
   let shed = 0;
-  let loading: { to: Role; readyMs: number } | null = null;
+  let loading: { to: Role; startMs: number; readyMs: number } | null = null;
+  let askAgainAtMs = Number.POSITIVE_INFINITY;
   let drainStartMs: number | null = null;
 
   const estimate = ({ role, class: name }: SimulatedJob): { waitMs: number | null; deadlineMs: number } => {
@@ -133,14 +134,15 @@ export function simulate(options: SimulationOptions): SimulationResult {
         deadlinesMs,
       };
       const decision = policy(snapshot);
+      askAgainAtMs = now + (decision.askAgainMs ?? Number.POSITIVE_INFINITY);
       if (decision.action === "swap") {
         drainStartMs ??= now;
         if (card.running > 0) return;
-        loading = { to: decision.to, readyMs: now + drawSwapMs(swapMs[decision.to]) };
+        loading = { to: decision.to, startMs: now, readyMs: now + drawSwapMs(swapMs[decision.to]) };
         return;
       }
       drainStartMs = null;
-      if (resident === null || card.running >= slots || queues[resident].depth === 0) return;
+      if (decision.action !== "stay" || resident === null || card.running >= slots || queues[resident].depth === 0) return;
       const late: PriorityClass | null = ageing[resident].next(snapshot.queues[resident].oldest, now, deadlinesMs);
       const index: number = queues[resident].take(late);
       waits[index] = now - jobs[index]!.arrivalMs;
@@ -156,7 +158,7 @@ export function simulate(options: SimulationOptions): SimulationResult {
     const arrivalMs = jobs[arrived]?.arrivalMs ?? Number.POSITIVE_INFINITY;
     const endMs = card.nextEndMs;
     const readyMs: number = (loading as { readyMs: number } | null)?.readyMs ?? Number.POSITIVE_INFINITY;
-    now = Math.min(arrivalMs, endMs, readyMs);
+    now = Math.min(arrivalMs, endMs, readyMs, loading === null ? askAgainAtMs : Number.POSITIVE_INFINITY);
     if (now === endMs) {
       const { index, place } = card.end();
       meter.served(place, now, jobs[index]!.serviceMs);
@@ -165,9 +167,9 @@ export function simulate(options: SimulationOptions): SimulationResult {
       makespanMs = now;
     }
     if (now === readyMs) {
-      const { to } = loading as unknown as { to: Role };
+      const { to, startMs } = loading as unknown as { to: Role; startMs: number };
       if (resident !== null) swaps++;
-      meter.swapped(to, now - (drainStartMs ?? now));
+      meter.swapped(to, now - (drainStartMs ?? now), now - startMs);
       resident = to;
       card.use(batchExponent[to]);
       readyAtMs = now;

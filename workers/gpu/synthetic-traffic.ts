@@ -1,19 +1,28 @@
-import { readFileSync } from "node:fs";
 import { seededRandom } from "../../maths/seeded-random.ts";
-import { MathllmError } from "../../queues/errors.ts";
-import { PRIORITY_CLASSES, type PriorityClass, ROLES, type Role } from "../../queues/names.ts";
+import { PRIORITY_CLASSES, type PriorityClass, type Role } from "../../queues/names.ts";
+import { exponentialDraw, gammaDraw, lognormalDraw } from "./random-times.ts";
 import type { SimulatedJob } from "./simulator.ts";
+
+/** Swaps have their own source of random numbers, apart from the jobs'. */
+const SWAP_SEED = 0x5eed;
+
+/** One value for both models, or each its own. */
+export type PerModel = number | Record<Role, number>;
 
 export interface TrafficOptions {
   jobs: number;
-  /** Mean service time of both models, milliseconds. */
-  serviceMs: number;
+  /** Mean service time of a job alone, milliseconds. */
+  serviceMs: PerModel;
   /** Coefficient of variation of the service time: 1 exponential, 0 constant, else lognormal. */
   serviceCv: number;
+  /** Service times to draw from instead of `serviceMs` and `serviceCv`, milliseconds; at least one for each model that has jobs. */
+  lengthsMs?: Record<Role, number[]>;
   slots: number;
+  /** a: r jobs at once are together r^a times as fast as one. Absent: 1. */
+  batchExponent?: PerModel;
   /** The Student's share. */
   mix: number;
-  /** Offered load ρ = λ · service / slots; null: all jobs are there at time 0. */
+  /** Offered load ρ = λ · service / slots^a; null: all jobs are there at time 0. */
   load: number | null;
   /** Jobs that arrive together: 1 is Poisson, n a Poisson stream of groups of n. */
   burst: number;
@@ -23,17 +32,44 @@ export interface TrafficOptions {
 }
 
 /** Jobs of a seeded random stream, by arrival. */
-export function syntheticTraffic({ jobs, serviceMs, serviceCv, slots, mix, load, burst, classes, seed }: TrafficOptions): SimulatedJob[] {
+export function syntheticTraffic(options: TrafficOptions): SimulatedJob[] {
+  const { jobs, serviceCv, lengthsMs, slots, batchExponent = 1, mix, load, burst, classes, seed } = options;
   const random = seededRandom(seed);
   // Classes have their own source: the same seed gives the same jobs at the same times whatever the mix of classes.
   const randomClass = seededRandom(~seed);
-  const exponential = (mean: number) => -mean * Math.log(1 - random());
-  const service = serviceDraw(serviceMs, serviceCv, random, exponential);
+  const exponential = exponentialDraw(random);
+  const meanMs =
+    lengthsMs === undefined ? perModel(options.serviceMs) : { student: meanOf(lengthsMs.student), talker: meanOf(lengthsMs.talker) };
+  const service = serviceDraw(serviceCv, random);
+  const exponents = perModel(batchExponent);
+  // What a job takes of a card whose slots are all busy, in the mean; a model without jobs has no say.
+  const share = (role: Role, part: number) => (part === 0 ? 0 : (part * meanMs[role]) / slots ** exponents[role]);
+  const perJobMs = share("student", mix) + share("talker", 1 - mix);
   let arrivalMs = 0;
   return Array.from({ length: jobs }, (_, i) => {
-    if (load !== null && i % burst === 0) arrivalMs += exponential((burst * serviceMs) / (load * slots));
-    return { role: random() < mix ? "student" : "talker", class: classDraw(classes, randomClass), arrivalMs, serviceMs: service() };
+    if (load !== null && i % burst === 0) arrivalMs += exponential((burst * perJobMs) / load);
+    const role = random() < mix ? "student" : "talker";
+    const serviceMs = lengthsMs === undefined ? service(meanMs[role]) : lengthsMs[role][Math.floor(random() * lengthsMs[role].length)]!;
+    return { role, class: classDraw(classes, randomClass), arrivalMs, serviceMs };
   });
+}
+
+/** How long a swap takes of a mean: gamma, so Erlang-k for a coefficient of variation of 1/√k; 0: just as long. The same seed draws the same. */
+export function swapDraw(cv: number, seed: number): (meanMs: number) => number {
+  return cv === 0 ? (meanMs) => meanMs : gammaDraw(cv, seededRandom(seed + SWAP_SEED));
+}
+
+export function perModel(value: PerModel): Record<Role, number> {
+  return typeof value === "number" ? { student: value, talker: value } : value;
+}
+
+function serviceDraw(cv: number, random: () => number): (meanMs: number) => number {
+  if (cv === 0) return (meanMs) => meanMs;
+  return cv === 1 ? exponentialDraw(random) : lognormalDraw(cv, random);
+}
+
+function meanOf(values: number[]): number {
+  return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
 function classDraw(classes: TrafficOptions["classes"], random: () => number): PriorityClass {
@@ -55,52 +91,4 @@ export function parseClassMix(text: string): TrafficOptions["classes"] | null {
   }
   const sum = Object.values(mix).reduce((total, share) => total + share, 0);
   return Math.abs(sum - 1) < 0.001 ? mix : null;
-}
-
-function serviceDraw(mean: number, cv: number, random: () => number, exponential: (mean: number) => number): () => number {
-  if (cv === 0) return () => mean;
-  if (cv === 1) return () => exponential(mean);
-  const variance = Math.log(1 + cv * cv);
-  // Box and Muller's transform: two uniform numbers give a normal one.
-  const normal = () => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
-  return () => mean * Math.exp(Math.sqrt(variance) * normal() - variance / 2);
-}
-
-/** The finished jobs of a telemetry file, shifted to begin at 0. Throws `invalid-configuration` when there are none. */
-export function recordedTraffic(file: string): SimulatedJob[] {
-  let text: string;
-  try {
-    text = readFileSync(file, "utf8");
-  } catch (error) {
-    throw new MathllmError("invalid-configuration", `--replay: expected a telemetry file; ${(error as Error).message}.`);
-  }
-  const jobs = text.split("\n").flatMap((line): SimulatedJob[] => {
-    if (!line.includes('"kind":"job"')) return [];
-    const record = parseLine(line);
-    const { queuedAt, pickedAt, doneAt, role, class: name } = record;
-    if (typeof queuedAt !== "number" || typeof pickedAt !== "number" || typeof doneAt !== "number" || record.outcome !== "completed")
-      return [];
-    if (!PRIORITY_CLASSES.includes(name as PriorityClass) || !ROLES.includes(role as Role)) return [];
-    return [
-      {
-        role: role as Role,
-        class: name as PriorityClass,
-        arrivalMs: queuedAt,
-        serviceMs: doneAt - pickedAt,
-      },
-    ];
-  });
-  if (jobs.length === 0)
-    throw new MathllmError("invalid-configuration", `--replay: ${file} has no line of kind job with outcome completed.`);
-  const startMs = Math.min(...jobs.map((job) => job.arrivalMs));
-  return jobs.map((job) => ({ ...job, arrivalMs: job.arrivalMs - startMs })).sort((a, b) => a.arrivalMs - b.arrivalMs);
-}
-
-/** A line that a crash cut short is no record. */
-function parseLine(line: string): Record<string, unknown> {
-  try {
-    return JSON.parse(line) as Record<string, unknown>;
-  } catch {
-    return {};
-  }
 }

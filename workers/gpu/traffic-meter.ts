@@ -27,6 +27,7 @@ export class TrafficMeter {
   readonly #batching = perRole(() => new BatchingCurve());
   readonly #running = perRole(() => ({ jobs: 0, at: 0, logRunning: 0 }));
   readonly #swap = perRole(() => new RunningAverage(SWAP_HALF_LIFE_SWAPS));
+  readonly #load = perRole(() => new RunningAverage(SWAP_HALF_LIFE_SWAPS));
   readonly #arrivals = perRole(() => ({ weight: 0, at: 0 }));
   #startedAt: number | null = null;
 
@@ -57,8 +58,10 @@ export class TrafficMeter {
     this.#alone[role].add(this.#batching[role].aloneMs(held));
   }
 
-  swapped(to: Role, swapMs: number): void {
+  /** `swapMs` from the last pick of the old model to ready, `loadMs` the part of it in which nothing ran. */
+  swapped(to: Role, swapMs: number, loadMs: number): void {
     this.#swap[to].add(swapMs);
+    this.#load[to].add(loadMs);
   }
 
   serviceMs(role: Role): number | null {
@@ -77,6 +80,7 @@ export class TrafficMeter {
       aloneMs: this.#alone[role].value ?? 0,
       batchExponent: this.#batching[role].exponent,
       swapMs: this.#swap[role].value ?? 0,
+      loadMs: this.#load[role].value ?? 0,
       slots: this.#slots[role],
     }));
   }
