@@ -1,4 +1,3 @@
-import os from "node:os";
 import path from "node:path";
 import { defineConfig } from "vitest/config";
 
@@ -10,7 +9,7 @@ export default defineConfig({
     maxWorkers: 2,
     testTimeout: 60_000,
     hookTimeout: 60_000,
-    // Many tests start real processes, which load the same files.
-    env: { NODE_COMPILE_CACHE: path.join(os.tmpdir(), "mathllm-compile-cache") },
+    // Many tests start real processes, which load the same files. The folder is as safe as the packages beside it: what lies there is run.
+    env: { NODE_COMPILE_CACHE: path.join(import.meta.dirname, "node_modules/.cache/compile") },
   },
 });

@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { mkdir } from "node:fs/promises";
+import { mkdir, realpath } from "node:fs/promises";
 import path from "node:path";
 import type { Logger } from "pino";
 import { startApi } from "../api/main.ts";
@@ -9,6 +9,7 @@ import { createLivePage } from "../dashboards/live/page.ts";
 import { type Config, readConfig } from "../queues/config.ts";
 import { type EmbeddedRedis, startEmbeddedRedis } from "../queues/embedded-redis.ts";
 import { MathllmError } from "../queues/errors.ts";
+import { whoElseOwns } from "../queues/ownership.ts";
 import { startTracing } from "../queues/tracing.ts";
 import { WorkerProcess } from "../workers/worker-process.ts";
 import { growHeapSlowly } from "./heap.ts";
@@ -49,12 +50,20 @@ export async function withRedis(config: Config, log: Logger, body: (redisUrl: st
 }
 
 export async function makeDataDir(dataDir: string): Promise<void> {
+  let who: string | null;
   try {
-    await mkdir(dataDir, { recursive: true, mode: 0o700 });
+    await mkdir(path.join(dataDir, "redis"), { recursive: true, mode: 0o700 });
+    who = whoElseOwns(await realpath(dataDir)) ?? whoElseOwns(await realpath(path.join(dataDir, "redis")));
   } catch (error) {
     throw new MathllmError(
       "invalid-configuration",
       `DATA_DIR: expected a folder that can be made and written; ${(error as Error).message}`,
+    );
+  }
+  if (who !== null) {
+    throw new MathllmError(
+      "invalid-configuration",
+      `DATA_DIR: expected a folder of yours, since it says which Redis is started; ${dataDir} ${who}. Make it yours (chown -R), or set DATA_DIR to a folder of yours.`,
     );
   }
 }

