@@ -32,7 +32,7 @@ async function runDemoCommand(options: { jobs: number; seed: number; json?: bool
     LOG_LEVEL: process.env.LOG_LEVEL || "error",
     DATA_DIR: folder,
     // On the CPU, under a name of its own: the demo disturbs no GPU and needs none.
-    GPU_ID: path.basename(folder),
+    GPU_ID: `cpu-${path.basename(folder)}`,
     STUDENT_NGL: "0",
     TALKER_NGL: "0",
     TELEMETRY_LOG: path.join(folder, "telemetry.jsonl"),

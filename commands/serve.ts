@@ -1,10 +1,11 @@
 import type { Command } from "commander";
-import { readConfig } from "../queues/config.ts";
+import { type ModelProfile, readConfig } from "../queues/config.ts";
 import { MathllmError } from "../queues/errors.ts";
 import { ROLES, type Role } from "../queues/names.ts";
+import type { Endpoint } from "../workers/engines/engine.ts";
 import { engineFactory } from "../workers/engines/engines.ts";
 import { FitCheck } from "../workers/gpu/fit-check.ts";
-import { gpuIdOf } from "../workers/gpu/gpu-identity.ts";
+import { identifyGpu } from "../workers/gpu/gpu-identity.ts";
 import { readVram } from "../workers/gpu/gpu-memory.ts";
 import { ownerName, takeHostLock } from "../workers/gpu/host-lock.ts";
 import { oneOf } from "./options.ts";
@@ -31,21 +32,23 @@ async function runServe(role: Role, { dryRun, force }: { dryRun?: boolean; force
   }
   const log = logTo(config).child({ process: "serve" });
   await makeDataDir(config.dataDir);
-  const gpuId = await gpuIdOf(config);
+  const { id: gpuId, visible: visibleGpu } = await identifyGpu(config);
   const taken = await takeHostLock(gpuId, `mathllm serve ${role}`);
   if ("owner" in taken) {
     throw new MathllmError(
       "gpu-in-use",
-      `Expected GPU ${gpuId} to be free; ${ownerName(taken.owner)} holds it. Stop that first, or set GPU_ID to another name for a model server that runs on the CPU.`,
+      `Expected GPU ${gpuId} to be free; ${ownerName(taken.owner)} holds it. Stop that first, or set GPU_ID=cpu for a model server that runs on the CPU.`,
     );
   }
-  const fitCheck = new FitCheck({ ...config, forceLoad: config.forceLoad || force === true }, gpuId, log);
-  const profile = await fitCheck.check(config.profiles[role], await readVram(gpuId));
-  const engine = engineFactory(config, log)(profile);
+  const card = typeof visibleGpu === "object" ? visibleGpu.uuid : null;
+  const fitCheck = new FitCheck({ ...config, forceLoad: config.forceLoad || force === true }, card ?? gpuId, log);
+  const profile = await fitCheck.check(config.profiles[role], card === null ? null : await readVram(card));
+  const engine = engineFactory(config, log)(profile, visibleGpu);
   const endpoint = await engine.start(profile);
   try {
     const model = await engine.ready(config.engineStartTimeoutMs);
     say(`${role} ${model.modelId} at ${endpoint.baseUrl}/v1, ${model.contextTokens} tokens of context per sequence\n`);
+    say(tryIt(endpoint, model.modelId, profile));
   } catch (error) {
     await engine.stop(0);
     throw error;
@@ -64,4 +67,12 @@ async function runServe(role: Role, { dryRun, force }: { dryRun?: boolean; force
     () => void engine.stop(0),
   );
   return Promise.race([stopped, died]);
+}
+
+/** A request that works as it stands, with the server's key: one of the owner's own is not shown. */
+function tryIt({ baseUrl, apiKey }: Endpoint, modelId: string, { role, apiKey: owners }: ModelProfile): string {
+  const key = owners === undefined ? apiKey : `$${role.toUpperCase()}_API_KEY`;
+  const body = JSON.stringify({ model: modelId, messages: [{ role: "user", content: "What is 17 + 25?" }] });
+  const header = key === undefined ? "" : ` -H "authorization: Bearer ${key}"`;
+  return `try it  curl -s ${baseUrl}/v1/chat/completions${header} -H 'content-type: application/json' -d '${body}'\n`;
 }

@@ -48,6 +48,13 @@ const origins = z.string().transform((text, context): string[] => {
   return z.NEVER;
 });
 
+const variableNames = z.string().transform((text, context): string[] => {
+  const names = text.split(",").map((each) => each.trim());
+  if (names.every((name) => /^[A-Za-z_]\w*$/.test(name))) return names;
+  context.addIssue({ code: "custom", message: "expected names of environment variables with commas between" });
+  return z.NEVER;
+});
+
 const WEBHOOK_SECRET_PATTERN = /^whsec_([A-Za-z0-9+/]{32,88}={0,2})$/;
 const webhookSecrets = z.string().transform((text, context): Buffer[] => {
   const secrets = text.split(/[ ,]+/).map((each) => Buffer.from(WEBHOOK_SECRET_PATTERN.exec(each)?.[1] ?? "", "base64"));
@@ -136,6 +143,7 @@ export const environmentShape: Record<string, z.ZodType> = {
     .optional(),
   TALKER_CORESIDENT: flag.default(false),
   FORCE_LOAD: flag.default(false),
+  ENGINE_ENV: variableNames.optional(),
   VLLM_BIN: z.string().default("vllm"),
   LLAMA_SERVER_BIN: z.string().default("llama-server"),
   GPU_POLICY: z.enum(["ge", "exhaustive", "fifo"]).default("ge"),
@@ -252,6 +260,8 @@ export interface Config {
   talkerCoresident: boolean;
   /** Load even what is reckoned not to fit. */
   forceLoad: boolean;
+  /** Variables that a model server is started with beside those that every one gets. */
+  engineEnv: string[];
   vllmBin: string;
   llamaServerBin: string;
   gpuPolicy: "ge" | "exhaustive" | "fifo";
@@ -353,6 +363,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     gpuId: e.GPU_ID,
     talkerCoresident: e.TALKER_CORESIDENT,
     forceLoad: e.FORCE_LOAD,
+    engineEnv: e.ENGINE_ENV ?? [],
     vllmBin: e.VLLM_BIN,
     llamaServerBin: e.LLAMA_SERVER_BIN,
     gpuPolicy: e.GPU_POLICY,

@@ -110,7 +110,12 @@ export const ERROR_GUIDE: Record<ErrorCode, { cause: string; remedy: string }> =
     cause: "The model server died again and again while it ran this job, at the end with no other beside it.",
     remedy: "Change the problem or its sampling; the worker's log has the server's last words.",
   },
-  "gpu-in-use": { cause: "Another process holds the GPU.", remedy: "Stop it, or set GPU_ID to another name for a server on the CPU." },
+  "gpu-in-use": { cause: "Another process holds the GPU.", remedy: "Stop it, or set GPU_ID=cpu for a server on the CPU." },
+  "gpu-unreadable": {
+    cause:
+      "nvidia-smi is there but does not tell of the GPU: the driver is broken, busy or has lost the card. Two models could meet on it.",
+    remedy: "Run nvidia-smi and mend what it says; GPU_ID=cpu runs the models on the CPU.",
+  },
   "engine-missing": {
     cause: "The engine's program is not installed, or not where it is looked for.",
     remedy: "Install it, or name it with VLLM_BIN or LLAMA_SERVER_BIN; mathllm doctor checks.",

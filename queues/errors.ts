@@ -42,6 +42,7 @@ export const ERRORS = {
   "memory-taken": { status: 503, title: "Other programs hold the memory that the model needs", retryable: true },
   "job-crashes-model": { status: 500, title: "The model server died each time it ran this job", retryable: false },
   "gpu-in-use": { status: 409, title: "Another process holds the GPU", retryable: true },
+  "gpu-unreadable": { status: 503, title: "The GPU can't be asked", retryable: true },
   "engine-missing": { status: 500, title: "The engine's program is not there", retryable: false },
   "model-missing": { status: 500, title: "The model's file is not there", retryable: false },
   "model-invalid": { status: 500, title: "The model's file can't be used", retryable: false },

@@ -1,4 +1,4 @@
-import { readFileSync } from "node:fs";
+import { readFileSync, readlinkSync } from "node:fs";
 import os from "node:os";
 
 /**
@@ -10,12 +10,26 @@ export interface ProcessIdentity {
   startTicks: number | null;
 }
 
-/** This boot of this host: process identities can be compared only within one. */
+/** This boot of this host, and its pids as this process sees them: process identities can be compared only within one. */
 export function hostBoot(): string {
+  return `${os.hostname()}/${bootId()}${pidNamespace()}`;
+}
+
+/** Every container of a host sees the same; off Linux empty. */
+export function bootId(): string {
   try {
-    return `${os.hostname()}/${readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim()}`;
+    return readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
   } catch {
-    return os.hostname();
+    return "";
+  }
+}
+
+/** Containers may share host name and boot, and have pids of their own all the same. */
+function pidNamespace(): string {
+  try {
+    return `/${readlinkSync("/proc/self/ns/pid")}`;
+  } catch {
+    return "";
   }
 }
 

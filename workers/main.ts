@@ -3,7 +3,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "pino";
 import { AnswerCache, type CacheOutcome } from "../queues/answer-cache.ts";
 import { listenForCancels, moveToEnding } from "../queues/cancellation.ts";
-import type { Config } from "../queues/config.ts";
+import type { Config, ModelProfile } from "../queues/config.ts";
 import { answers, openRedis, type Redis, redisErrorLog, waitForRedis } from "../queues/connection.ts";
 import type { WorkerStatus } from "../queues/contracts.ts";
 import { MathllmError } from "../queues/errors.ts";
@@ -17,7 +17,7 @@ import { liveWorkers, pruneStatuses, publishStatus, removeStatus } from "../queu
 import type { EngineFactory } from "./engines/engine.ts";
 import { Dispatcher } from "./gpu/dispatcher.ts";
 import { FitCheck } from "./gpu/fit-check.ts";
-import { gpuIdOf } from "./gpu/gpu-identity.ts";
+import { identifyGpu } from "./gpu/gpu-identity.ts";
 import { IdleLevel, readVram, VramWatermark } from "./gpu/gpu-memory.ts";
 import { GpuMonitor } from "./gpu/gpu-monitor.ts";
 import { Guardrails } from "./gpu/guardrails.ts";
@@ -64,9 +64,14 @@ export interface GpuWorker {
 
 /**
  * Starts the worker of one GPU: stands by until it holds the lease, dispatches, and stands by again whenever another has taken the
- * lease, until `stop`. Throws when Redis is not there.
+ * lease, until `stop`. Throws when Redis is not there, and `gpu-unreadable` when it can't be told which GPU there is.
  */
-export async function startGpuWorker({ config, redisUrl, createEngine, log, onFatal }: GpuWorkerOptions): Promise<GpuWorker> {
+export async function startGpuWorker({ config, redisUrl, createEngine: engineOn, log, onFatal }: GpuWorkerOptions): Promise<GpuWorker> {
+  const { id: gpuId, visible: visibleGpu } = await identifyGpu(config);
+  /** The card that nvidia-smi is asked for; null: none is. */
+  const card = typeof visibleGpu === "object" ? visibleGpu.uuid : null;
+  const onGpu = card !== null && (await readVram(card)) !== null;
+  const createEngine = (profile: ModelProfile) => engineOn(profile, visibleGpu);
   const onError = redisErrorLog(log);
   const connections: Redis[] = [];
   const connect = () => {
@@ -82,8 +87,6 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     throw error;
   }
   const workerId = randomUUID();
-  const gpuId = await gpuIdOf(config);
-  const onGpu = (await readVram(gpuId)) !== null;
   let control: GpuControl = await readGpuControl(redis, gpuId);
   let peers = peersOf(gpuId, await liveWorkers(redis));
   const queues = openQueues(redis, onError);
@@ -107,7 +110,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
       return guardrails.capacity("talker").maxNumSeqs;
     },
   });
-  const fitCheck = new FitCheck(config, gpuId, log);
+  const fitCheck = new FitCheck(config, card ?? gpuId, log);
   const lanes = rolesOfLanes(config.talkerCoresident).map((roles): Lane => {
     const slot = new ModelSlot({
       profileOf: (role) => guardrails.profile(role),
@@ -119,7 +122,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
         lane.modelServers = identities;
         return lease.recordModelServers(lanes.flatMap(({ modelServers }) => modelServers));
       },
-      idleLevel: new IdleLevel(gpuId, onGpu, config.vramFreedTimeoutMs),
+      idleLevel: new IdleLevel(card ?? gpuId, onGpu, config.vramFreedTimeoutMs),
       fit: (profile, vram) => fitCheck.check(profile, vram),
       onNotFreed: (role, reason) => {
         log.warn({ role }, reason);
@@ -138,8 +141,8 @@ export async function startGpuWorker({ config, redisUrl, createEngine, log, onFa
     const lane: Lane = { roles, slot, dispatcher: null, released: false, modelServers: [] };
     return lane;
   });
-  const monitor = new GpuMonitor({ gpuId, modelServerPid: () => lanes[0]!.slot.server.pid, log });
-  await monitor.start();
+  const monitor = new GpuMonitor({ gpuId: card ?? gpuId, modelServerPid: () => lanes[0]!.slot.server.pid, log });
+  if (card !== null) await monitor.start();
   watermark.see(monitor.vram);
   const wakeAll = () => {
     for (const lane of lanes) lane.dispatcher?.wake();

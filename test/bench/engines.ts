@@ -59,9 +59,9 @@ const caseOf = (mode: ModelProfile["mode"], parallel: number, speculates: boolea
 /** One server, one round of problems on it, `parallel` at a time. */
 async function play(given: Case, round: number): Promise<void> {
   const engine = create(given.profile);
-  const { baseUrl } = await engine.start(given.profile);
+  const { baseUrl, apiKey } = await engine.start(given.profile);
   const { modelId } = await engine.ready(60_000);
-  const client = new ChatClient(baseUrl, { model: modelId });
+  const client = new ChatClient(baseUrl, { model: modelId, apiKey });
   const waiting = problems.slice(round * PROBLEMS_A_ROUND, (round + 1) * PROBLEMS_A_ROUND);
   const signal = AbortSignal.timeout(120_000);
   const solve = (problem: string) => client.chat({ messages: solvePrompt(problem), maxTokens: MAX_TOKENS, temperature: 0 }, { signal });

@@ -26,6 +26,8 @@ const environment = (over: NodeJS.ProcessEnv = {}): NodeJS.ProcessEnv => ({
   DATA_DIR: path.join(folder, "data"),
   TELEMETRY_LOG: path.join(folder, "telemetry.jsonl"),
   LOG_LEVEL: "error",
+  // Model servers are found by it as well.
+  ENGINE_ENV: "DATA_DIR",
   ...over,
 });
 
@@ -249,18 +251,21 @@ test("simulate prints one object with the fields scripts rely on, and a table fo
 
 test("serve --dry-run prints the command line alone; healthcheck asks a model server that runs", async () => {
   const port = 20_000 + (process.pid % 10_000);
-  const env = { GPU_ID: `serve-${process.pid}`, TALKER_PORT: String(port) };
+  const env = { GPU_ID: `cpu-serve-${process.pid}`, TALKER_PORT: String(port), TALKER_API_KEY: "of-the-owner" };
   expect((await mathllm(["serve", "talker", "--dry-run"], env)).stdout).toMatch(/embedded-server\.ts\n$/);
   const url = `http://127.0.0.1:${port}/v1`;
   expect((await mathllm(["healthcheck", url])).code).toBe(1);
+  const key = { MODEL_API_KEY: "of-the-owner" };
   const server = spawn(process.execPath, [main, "serve", "talker"], {
     env: environment(env),
     cwd: folder,
     stdio: ["ignore", "pipe", "inherit"],
   });
   try {
-    await once(server.stdout!, "data");
-    const { code, stdout, stderr } = await mathllm(["healthcheck", url, "--json"]);
+    const [text] = await once(readline.createInterface({ input: server.stdout! }), "line");
+    expect(text).toContain(url);
+    expect((await mathllm(["healthcheck", url])).code).toBe(1);
+    const { code, stdout, stderr } = await mathllm(["healthcheck", url, "--json"], key);
     expect([code, stderr]).toEqual([0, ""]);
     expect(JSON.parse(stdout)).toMatchObject({ url, models: ["talker"], oneTokenMs: expect.any(Number) });
     server.kill("SIGINT");

@@ -56,7 +56,12 @@ export class FakeEngine implements Engine {
     this.#gpu.loads.push(this.role);
     this.#server = http.createServer((request, response) => void this.#chat(request, response));
     await new Promise<void>((resolve) => this.#server!.listen(0, "127.0.0.1", resolve));
-    return { baseUrl: `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`, pid: process.pid, startTicks: -1 };
+    return {
+      baseUrl: `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`,
+      apiKey: undefined,
+      pid: process.pid,
+      startTicks: -1,
+    };
   }
 
   async ready(): Promise<ReadyModel> {

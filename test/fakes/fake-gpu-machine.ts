@@ -9,6 +9,8 @@ export interface FakeGpuMachine {
   misbehave(behaviour: string): Promise<void>;
   /** What the vLLM servers were told, in order. */
   log(): Promise<string[]>;
+  /** The environment that the last vLLM of this name was started with. */
+  environmentOf(servedModelName: string): Promise<Record<string, string>>;
   /** VRAM in use besides the model servers': the desktop, a game. */
   otherUse(mebibytes: number): Promise<void>;
   restore(): void;
@@ -37,7 +39,7 @@ use() {
 }
 case "$*" in
   *query-gpu=name*) use; echo "NVIDIA GeForce RTX 5070, $total, $((total - used))" ;;
-  *uuid*) echo GPU-11111111-2222-3333-4444-555555555555 ;;
+  *uuid*) echo 0, GPU-11111111-2222-3333-4444-555555555555 ;;
   *compute-apps=pid,process_name*) for file in ${folder}/vram-*; do [ ! -e "$file" ] || echo "\${file##*-}, a-game, $(cat "$file")"; done ;;
   *compute-apps*) for file in ${folder}/vram-*; do [ ! -e "$file" ] || echo "\${file##*-}, $(cat "$file")"; done ;;
   *-lms*)
@@ -56,6 +58,7 @@ esac`,
     vllmBin: path.join(bin, "vllm"),
     misbehave: (behaviour) => writeFile(path.join(folder, "behaviour"), behaviour),
     log: async () => (await readFile(path.join(folder, "log"), "utf8")).trim().split("\n"),
+    environmentOf: async (name) => JSON.parse(await readFile(path.join(folder, `environ-${name}`), "utf8")),
     otherUse: (mebibytes) => writeFile(path.join(folder, "other"), String(mebibytes)),
     restore: () => {
       process.env.PATH = before;

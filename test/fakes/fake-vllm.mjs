@@ -38,6 +38,9 @@ if (behaviour() === "oom" && Number(options["max-num-seqs"]) > 2) {
   process.exit(1);
 }
 
+// What a test looks at: the environment and every request that came without the key, guarded by the real one or not.
+writeFileSync(path.join(folder, `environ-${options["served-model-name"]}`), JSON.stringify(process.env));
+const key = process.env.VLLM_API_KEY;
 let sleeping = false;
 let served = 0;
 hold(8000);
@@ -48,6 +51,9 @@ const server = http.createServer(async (request, response) => {
   for await (const chunk of request) body += chunk;
   const address = `${request.method} ${url.pathname}`;
   const developer = process.env.VLLM_SERVER_DEV_MODE === "1" && options["enable-sleep-mode"];
+  const authorised = request.headers.authorization === `Bearer ${key}`;
+  if (!authorised) note(`without key ${address}`);
+  if (key !== undefined && url.pathname.startsWith("/v1") && !authorised) return json(response, 401, { error: "Unauthorized" });
   if (address === "GET /health") return response.writeHead(200).end();
   if (address === "GET /v1/models") {
     return json(response, 200, {

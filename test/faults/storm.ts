@@ -267,6 +267,7 @@ class Storm {
       env: (incarnation) => ({
         ...inherited,
         MATHLLM_STORM: this.#mark,
+        ENGINE_ENV: "MATHLLM_STORM",
         REDIS_URL: this.#server!.url,
         DATA_DIR: this.#folder,
         GPU_ID: this.#gpuId,

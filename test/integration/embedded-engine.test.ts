@@ -1,6 +1,7 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import http from "node:http";
 import os from "node:os";
 import path from "node:path";
 import readline from "node:readline";
@@ -8,6 +9,7 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import { lastBoxed } from "../../maths/answers.ts";
 import { type ModelProfile, readConfig } from "../../queues/config.ts";
 import { isAlive, startTicksOf } from "../../queues/process-identity.ts";
+import { bearer } from "../../workers/engines/authorization.ts";
 import { ChatClient } from "../../workers/engines/chat-client.ts";
 import { createEmbeddedEngine } from "../../workers/engines/embedded.ts";
 import { solvePrompt } from "../../workers/solve/prompts.ts";
@@ -27,9 +29,9 @@ engineContract("embedded", createEngine, profile);
 
 async function answer(given: ModelProfile, problems: string[]) {
   const engine = createEngine();
-  const { baseUrl } = await engine.start(given);
+  const { baseUrl, apiKey } = await engine.start(given);
   await engine.ready(60_000);
-  const client = new ChatClient(baseUrl);
+  const client = new ChatClient(baseUrl, { apiKey });
   const signal = AbortSignal.timeout(60_000);
   const replies = await Promise.all(
     problems.map((problem) => client.chat({ messages: solvePrompt(problem), maxTokens: 300, temperature: 0 }, { signal })),
@@ -57,18 +59,53 @@ test("a draft changes no answer and its tokens are counted, also with more reque
 
 test("requests are counted by how they ended", async () => {
   const engine = createEngine();
-  const { baseUrl } = await engine.start(profile);
+  const { baseUrl, apiKey } = await engine.start(profile);
   await engine.ready(60_000);
-  const client = new ChatClient(baseUrl);
+  const client = new ChatClient(baseUrl, { apiKey });
   const ask = (content: string) =>
     client.chat({ messages: [{ role: "user", content }], maxTokens: 20, temperature: 0 }, { signal: AbortSignal.timeout(10_000) });
   await ask("What is 1 + 1?");
   await expect(ask("1 + ".repeat(4000))).rejects.toMatchObject({ code: "problem-too-long" });
-  const text = await (await fetch(`${baseUrl}/metrics`)).text();
+  const text = await (await fetch(`${baseUrl}/metrics`, { headers: bearer(apiKey) })).text();
   // One of the completed is the warm-up.
   expect(text).toContain('mathllm_engine_requests_total{outcome="completed"} 2');
   expect(text).toContain('mathllm_engine_requests_total{outcome="refused"} 1');
   await client.close();
+  await engine.stop(1000);
+});
+
+test("only its own client is served: not another name for this machine, no page, nothing without the key", async () => {
+  const engine = createEngine();
+  const { baseUrl, apiKey } = await engine.start(profile);
+  await engine.ready(60_000);
+  const ask = async (method: string, address: string, headers: http.OutgoingHttpHeaders) => {
+    const request = http.request(baseUrl + address, { method, headers });
+    request.end(method === "POST" ? JSON.stringify({ messages: [{ role: "user", content: "1 + 1" }], max_tokens: 1 }) : undefined);
+    const [response] = (await once(request, "response")) as [http.IncomingMessage];
+    const text = (await response.toArray()).join("");
+    expect(response.headers["access-control-allow-origin"]).toBeUndefined();
+    return [response.statusCode, text] as const;
+  };
+  const json = { "content-type": "application/json", ...bearer(apiKey) };
+  const chat = "/v1/chat/completions";
+  expect((await ask("POST", chat, json))[0]).toBe(200);
+  expect((await ask("POST", chat, { ...json, host: "localhost:8009" }))[0]).toBe(200);
+  // A name of the attacker's that was rebound to 127.0.0.1.
+  expect(await ask("POST", chat, { ...json, host: "rebound.example" })).toEqual([403, expect.stringContaining("rebound.example")]);
+  expect((await ask("GET", "/health", { host: "rebound.example" }))[0]).toBe(403);
+  expect(await ask("POST", chat, { ...json, origin: "http://localhost:4566" })).toEqual([403, expect.stringContaining("4566")]);
+  expect(await ask("POST", chat, { ...json, "content-type": "text/plain" })).toEqual([415, expect.stringContaining("text/plain")]);
+  expect((await ask("OPTIONS", chat, { origin: "https://page.example" }))[0]).toBe(403);
+  for (const address of ["/metrics", "/v1/models", chat]) expect((await ask("GET", address, {}))[0]).toBe(401);
+  expect((await ask("GET", "/health", {}))[0]).toBe(200);
+  await engine.stop(1000);
+});
+
+test("an owner's key is the server's", async () => {
+  const engine = createEngine();
+  const { baseUrl, apiKey } = await engine.start({ ...profile, apiKey: "chosen by the owner" });
+  expect(apiKey).toBe("chosen by the owner");
+  expect((await fetch(`${baseUrl}/metrics`, { headers: bearer("chosen by the owner") })).status).toBe(200);
   await engine.stop(1000);
 });
 

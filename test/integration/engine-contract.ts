@@ -1,17 +1,30 @@
 import { once } from "node:events";
 import { readFileSync, statSync } from "node:fs";
+import { readFile } from "node:fs/promises";
 import net from "node:net";
 import path from "node:path";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { lastBoxed } from "../../maths/answers.ts";
 import type { ModelProfile } from "../../queues/config.ts";
 import { isAlive } from "../../queues/process-identity.ts";
+import { bearer } from "../../workers/engines/authorization.ts";
 import { ChatClient } from "../../workers/engines/chat-client.ts";
 import type { Endpoint, Engine } from "../../workers/engines/engine.ts";
 import { readIntoPageCache } from "../../workers/gpu/page-cache.ts";
 import { solvePrompt } from "../../workers/solve/prompts.ts";
 
 const START_TIMEOUT_MS = 120_000;
+/** What the worker's own environment may have and no model server gets. */
+const SECRETS = {
+  API_KEY: "k".repeat(20),
+  API_KEYS: "a:admin:0123456789",
+  HF_TOKEN: "hf_secret",
+  OPENAI_API_KEY: "sk-secret",
+  REDIS_URL: "redis://:secret@127.0.0.1:1",
+  STUDENT_API_KEY: "student-secret",
+  VLLM_API_KEY_FILE_PASSWORD: "secret",
+  WEBHOOK_SECRET: "whsec_secret",
+};
 const problems = readFileSync(path.join(import.meta.dirname, "../../models/held-out.jsonl"), "utf8")
   .split("\n", 24)
   .map((line) => JSON.parse(line) as { problem: string; answer: string; solution: string });
@@ -28,13 +41,15 @@ export function engineContract(name: string, createEngine: () => Engine, profile
       client.chat({ messages: solvePrompt(problem), maxTokens: 300, temperature: 0 }, { signal });
 
     beforeAll(async () => {
+      for (const [secret, value] of Object.entries(SECRETS)) vi.stubEnv(secret, value);
       engine = createEngine();
       endpoint = await engine.start(profile);
-      client = new ChatClient(endpoint.baseUrl);
+      client = new ChatClient(endpoint.baseUrl, { apiKey: endpoint.apiKey });
     });
     afterAll(async () => {
       await client.close();
       await engine.stop(1000);
+      vi.unstubAllEnvs();
     });
 
     test("ready tells the model, and then health is well", async () => {
@@ -42,8 +57,35 @@ export function engineContract(name: string, createEngine: () => Engine, profile
       expect(model.digest).toMatch(/^[0-9a-f]{64}$/);
       expect(model.contextTokens).toBeGreaterThan(100);
       expect((await fetch(`${endpoint.baseUrl}/health`)).status).toBe(200);
-      const { data } = (await (await fetch(`${endpoint.baseUrl}/v1/models`)).json()) as { data: { id: string }[] };
+      const { data } = (await (await fetch(`${endpoint.baseUrl}/v1/models`, { headers: bearer(endpoint.apiKey) })).json()) as {
+        data: { id: string }[];
+      };
       expect(data[0]?.id).toBe(model.modelId);
+    });
+
+    test("who has not its key gets no completion: another user of the machine, or a web page", async () => {
+      const post = async (headers: Record<string, string>) => {
+        const body = JSON.stringify({ messages: solvePrompt("What is 17 + 25?"), max_tokens: 1, temperature: 0 });
+        const response = await fetch(`${endpoint.baseUrl}/v1/chat/completions`, { method: "POST", headers, body });
+        await response.arrayBuffer();
+        return response.status;
+      };
+      const json = { "content-type": "application/json" };
+      const page = { origin: "https://page.example", "sec-fetch-site": "cross-site" };
+      expect(await post({ ...json, ...bearer(endpoint.apiKey) })).toBe(200);
+      expect(await post(json)).toBe(401);
+      expect(await post({ ...json, ...bearer(`${endpoint.apiKey}0`) })).toBe(401);
+      // What a page can send without being asked first.
+      expect(await post({ ...page, "content-type": "text/plain" })).toBeGreaterThanOrEqual(401);
+      expect(await post({ ...page, ...json })).toBeGreaterThanOrEqual(401);
+    });
+
+    test("it has none of our secrets, and its key stands in no command line", async () => {
+      const read = async (file: string) => (await readFile(`/proc/${endpoint.pid}/${file}`, "latin1")).split("\0");
+      const names = (await read("environ")).map((entry) => entry.split("=")[0]);
+      for (const name of Object.keys(SECRETS)) expect(names).not.toContain(name);
+      expect(names).toContain("PATH");
+      expect((await read("cmdline")).join(" ")).not.toContain(endpoint.apiKey);
     });
 
     test("the health check fails while the process is stopped, and not after", async () => {
@@ -79,7 +121,7 @@ export function engineContract(name: string, createEngine: () => Engine, profile
     test("the same unstreamed", async () => {
       const response = await fetch(`${endpoint.baseUrl}/v1/chat/completions`, {
         method: "POST",
-        headers: { "content-type": "application/json" },
+        headers: { "content-type": "application/json", ...bearer(endpoint.apiKey) },
         body: JSON.stringify({ messages: solvePrompt("What is 17 + 25?"), temperature: 0 }),
       });
       const body = (await response.json()) as {
@@ -141,7 +183,11 @@ export function engineContract(name: string, createEngine: () => Engine, profile
 
     test("a malformed request gets OpenAI's error envelope", async () => {
       const post = async (body: string) =>
-        fetch(`${endpoint.baseUrl}/v1/chat/completions`, { method: "POST", headers: { "content-type": "application/json" }, body });
+        fetch(`${endpoint.baseUrl}/v1/chat/completions`, {
+          method: "POST",
+          headers: { "content-type": "application/json", ...bearer(endpoint.apiKey) },
+          body,
+        });
       for (const body of ["{", "{}", '{"messages":[{"role":"user","content":"1"}],"max_tokens":"many"}']) {
         const response = await post(body);
         expect(response.status).toBeGreaterThanOrEqual(400);

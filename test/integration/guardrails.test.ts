@@ -141,7 +141,7 @@ test("above the VRAM watermark one job runs at a time; below it as many as fit",
 vram=${path.join(bin, "vram")}
 case "$*" in
   *query-gpu=name*) read -r used total < $vram; echo "NVIDIA GeForce RTX 5070, $total, $((total - \${used%,}))" ;;
-  *uuid*) echo GPU-test ;;
+  *uuid*) echo 0, GPU-test ;;
   *-lms*)
     while [ -e $vram ]; do
       read -r used total < $vram && echo "2026/10/05 12:00:00.000, $total, $used 0, 0, 40, 20.00, 300"

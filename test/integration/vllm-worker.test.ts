@@ -1,9 +1,9 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { readFile } from "node:fs/promises";
+import { mkdir, readFile, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { pino } from "pino";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { isAlive, startTicksOf } from "../../queues/process-identity.ts";
 import { engineFactory } from "../../workers/engines/engines.ts";
 import { type GpuWorker, startGpuWorker } from "../../workers/main.ts";
@@ -159,6 +159,45 @@ test("a model server that knows nothing of its parent still ends with a worker t
   expect(isAlive(server)).toBe(true);
   owner.kill("SIGKILL");
   await expect.poll(() => isAlive(server), { timeout: 5000 }).toBe(false);
+});
+
+test("each start has a key of its own, the card of the worker, and the hub's token only for a model from the hub", async () => {
+  vi.stubEnv("WEBHOOK_SECRET", "whsec_secret");
+  vi.stubEnv("VLLM_LOGGING_LEVEL", "DEBUG");
+  vi.stubEnv("OF_THE_OWNER", "yes");
+  try {
+    const folder = path.join(system.redis.dataDir, "local-model");
+    await mkdir(folder);
+    await writeFile(path.join(folder, "model.safetensors"), "weights");
+    await startWorker({ HF_TOKEN: "hf_secret", STUDENT_MODEL: folder, ENGINE_ENV: "OF_THE_OWNER", STUDENT_SLEEP_LEVEL: "1" });
+    await solve();
+    await talk();
+    await solve();
+    const student = await machine.environmentOf("student");
+    const talker = await machine.environmentOf("talker");
+    expect(student).toMatchObject({
+      CUDA_VISIBLE_DEVICES: "0",
+      CUDA_DEVICE_ORDER: "PCI_BUS_ID",
+      VLLM_LOGGING_LEVEL: "DEBUG",
+      OF_THE_OWNER: "yes",
+    });
+    expect(student.VLLM_API_KEY).toMatch(/^[0-9a-f]{64}$/);
+    expect(talker.VLLM_API_KEY).not.toBe(student.VLLM_API_KEY);
+    expect([student.HF_TOKEN, talker.HF_TOKEN]).toEqual([undefined, "hf_secret"]);
+    expect([student.WEBHOOK_SECRET, talker.WEBHOOK_SECRET]).toEqual([undefined, undefined]);
+    const log = await machine.log();
+    expect(log.filter((line) => line.includes("without key"))).toEqual([]);
+    expect(log.join()).not.toContain(student.VLLM_API_KEY);
+  } finally {
+    vi.unstubAllEnvs();
+  }
+});
+
+test("the hub's token is neither printed nor logged", async () => {
+  const config = system.configured({ STUDENT_MODE: "vllm", STUDENT_MODEL: "owner/x", VLLM_BIN: machine.vllmBin, HF_TOKEN: "hf_secret" });
+  const { command } = await engineFactory(config, pino({ level: "silent" }))(config.profiles.student).dryRun(config.profiles.student);
+  expect(command).toContain('HF_TOKEN="$HF_TOKEN"');
+  expect(command).not.toContain("hf_secret");
 });
 
 test("vLLM's counters come into the samples", async () => {

@@ -50,7 +50,18 @@ test("every error code and metric of the code stands in the document, and no oth
 });
 
 test("the code reads no variable of ours that the schema does not have", () => {
-  const foreign = ["PATH", "HOME", "XDG_CACHE_HOME", "HF_ENDPOINT", "MODEL_ENDPOINT", "MODEL_API_KEY", "VLLM_SERVER_DEV_MODE", "API_URL"];
+  const foreign = [
+    "PATH",
+    "CUDA_DEVICE_ORDER",
+    "CUDA_VISIBLE_DEVICES",
+    "HOME",
+    "XDG_CACHE_HOME",
+    "HF_ENDPOINT",
+    "MODEL_ENDPOINT",
+    "MODEL_API_KEY",
+    "VLLM_SERVER_DEV_MODE",
+    "API_URL",
+  ];
   const known = new Set([...Object.keys(environmentShape), ...foreign]);
   for (const folder of ["api", "commands", "dashboards", "maths", "producers", "queues", "workers"]) {
     const files = readdirSync(path.join(root, folder), { recursive: true, encoding: "utf8" }).filter((file) => /\.[tj]s$/.test(file));

@@ -44,6 +44,16 @@ test("without a GPU, or with an answer that is no number, nothing is waited for 
   expect(await readVram("cpu-1")).toBeNull();
 });
 
+test("an nvidia-smi that fails is no proof that the memory is free, and no machine without a GPU", async () => {
+  await answers("700, 12227");
+  const level = new IdleLevel("GPU-1", true, 300);
+  await level.measure();
+  await writeFile(path.join(folder, "nvidia-smi"), "#!/bin/sh\necho Unable to determine the device handle for GPU; exit 15");
+  expect(await level.freed()).toMatch(/it is not known whether the VRAM is free 300 ms after.*Unable to determine the device handle/);
+  await expect(readVram("GPU-1", { tries: 1 })).rejects.toMatchObject({ code: "gpu-unreadable" });
+  await expect(level.measure()).rejects.toMatchObject({ code: "gpu-unreadable" });
+});
+
 test("the watermark is left only when the use has fallen clearly below it", () => {
   const changes: string[] = [];
   const watermark = new VramWatermark(0.9, (action) => changes.push(action));

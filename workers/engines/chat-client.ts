@@ -3,6 +3,7 @@ import { type Dispatcher, Pool } from "undici";
 import { z } from "zod";
 import { MathllmError } from "../../queues/errors.ts";
 import { traced, traceHeaders } from "../../queues/tracing.ts";
+import { bearer } from "./authorization.ts";
 
 export interface ChatRequest {
   messages: { role: string; content: string }[];
@@ -87,7 +88,7 @@ export class ChatClient {
         headers: {
           "content-type": "application/json",
           ...traceHeaders(),
-          ...(apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` }),
+          ...bearer(apiKey),
         },
         body,
         signal,

@@ -7,6 +7,8 @@ export interface EmbeddedProfile {
   digest: string;
   draftPath?: string;
   port: number;
+  /** What every request has to bring. */
+  apiKey: string;
   maxModelLen: number;
   maxNumSeqs: number;
   kvCacheBits: 16 | 8;

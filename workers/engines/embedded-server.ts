@@ -5,6 +5,7 @@ import { Counter, Gauge, Registry } from "prom-client";
 import { MathllmError } from "../../queues/errors.ts";
 import { type CompletionRequest, completionRequestSchema, RequestError } from "./completion-request.ts";
 import type { EmbeddedProfile, FromChild, ToChild } from "./embedded-messages.ts";
+import { createRequestGuard } from "./request-guard.ts";
 import { type Completion, SequencePool } from "./sequence-pool.ts";
 
 /**
@@ -149,8 +150,14 @@ function refuse(response: http.ServerResponse, error: unknown): void {
 
 function listen(given: EmbeddedProfile): void {
   profile = given;
-  const server = http.createServer((request, response) => {
-    route(request, response).catch((error) => refuse(response, error));
+  const guard = createRequestGuard(given.apiKey);
+  const server = http.createServer(async (request, response) => {
+    try {
+      guard(request);
+      await route(request, response);
+    } catch (error) {
+      refuse(response, error);
+    }
   });
   server.once("error", (error: NodeJS.ErrnoException) => {
     const taken = error.code === "EADDRINUSE";

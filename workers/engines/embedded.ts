@@ -3,7 +3,9 @@ import { GgufInsights, readGgufFileInfo } from "node-llama-cpp";
 import type { Logger } from "pino";
 import type { ModelProfile } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
+import { bearer, modelServerKey } from "./authorization.ts";
 import { ChatClient } from "./chat-client.ts";
+import { childEnvironment } from "./child-environment.ts";
 import type { EmbeddedProfile, FromChild, ToChild } from "./embedded-messages.ts";
 import type { Endpoint, Engine, EngineExit, EngineMetrics, Footprint, ReadyModel } from "./engine.ts";
 import { type ModelFile, resolveModelFile } from "./model-file.ts";
@@ -20,6 +22,8 @@ export interface EmbeddedEngineOptions {
   /** What the library's estimate of a load may come to at most, bytes. */
   ramCapBytes?: number;
   vramCapBytes?: number;
+  /** The child's; unset: what of ours it may see. */
+  environment?: NodeJS.ProcessEnv;
   log?: Logger;
 }
 
@@ -33,6 +37,7 @@ class EmbeddedEngine implements Engine {
   readonly #process: ServerProcess;
   readonly #stopped = new AbortController();
   #baseUrl = "";
+  #apiKey = "";
   #modelId = "";
   #file: ModelFile | undefined;
 
@@ -58,15 +63,17 @@ class EmbeddedEngine implements Engine {
     const identity = await this.#process.start(
       process.execPath,
       [SERVER_SCRIPT],
-      { ...process.env, HF_TOKEN: undefined, REDIS_URL: undefined, UV_THREADPOOL_SIZE: String(poolThreads) },
+      { ...(this.#options.environment ?? childEnvironment()), UV_THREADPOOL_SIZE: String(poolThreads) },
       { ipc: true },
     );
+    this.#apiKey = modelServerKey(profile);
     const message: EmbeddedProfile = {
       modelPath: file.path,
       modelId: this.#modelId,
       digest: file.digest,
       draftPath: draft?.path,
       port: profile.port,
+      apiKey: this.#apiKey,
       maxModelLen: profile.maxModelLen,
       // The library's drafting stands still when several sequences draft at once.
       maxNumSeqs: draft === undefined ? profile.maxNumSeqs : 1,
@@ -80,7 +87,7 @@ class EmbeddedEngine implements Engine {
     this.#tell({ type: "listen", profile: message });
     const { port } = await listening;
     this.#baseUrl = `http://127.0.0.1:${port}`;
-    return { baseUrl: this.#baseUrl, ...identity };
+    return { baseUrl: this.#baseUrl, apiKey: this.#apiKey, ...identity };
   }
 
   async dryRun(profile: ModelProfile): Promise<{ command: string; notes: string[] }> {
@@ -94,7 +101,7 @@ class EmbeddedEngine implements Engine {
     const ready = this.#answer("ready", timeoutMs);
     this.#tell({ type: "load" });
     const { contextTokens } = await ready;
-    const client = new ChatClient(this.#baseUrl);
+    const client = new ChatClient(this.#baseUrl, { apiKey: this.#apiKey });
     try {
       await client.chat({ messages: [{ role: "user", content: "1 + 1" }], maxTokens: 1 }, { signal: deadline });
     } catch (error) {
@@ -135,7 +142,7 @@ class EmbeddedEngine implements Engine {
   }
 
   async metrics(): Promise<EngineMetrics> {
-    const response = await fetch(`${this.#baseUrl}/metrics`, { signal: AbortSignal.timeout(2000) });
+    const response = await fetch(`${this.#baseUrl}/metrics`, { headers: bearer(this.#apiKey), signal: AbortSignal.timeout(2000) });
     const text = await response.text();
     const value = (name: string): number => Number(new RegExp(`^mathllm_engine_${name} (\\S+)$`, "m").exec(text)?.[1] ?? 0);
     return {

@@ -7,6 +7,8 @@ export const PARENT_VARIABLE = "MATHLLM_PARENT";
 export interface Endpoint {
   /** `http://127.0.0.1:8009`, without `/v1`. */
   baseUrl: string;
+  /** What it wants as a bearer token; undefined: nothing. */
+  apiKey: string | undefined;
   /** null for a server that someone else runs. */
   pid: number | null;
   /** Field 22 of /proc/PID/stat (clock ticks since boot), so that a recycled pid is not mistaken for the server; null off Linux. */
@@ -86,4 +88,8 @@ export interface Engine {
   readonly exited: Promise<EngineExit>;
 }
 
-export type EngineFactory = (profile: ModelProfile) => Engine;
+/** The one NVIDIA GPU that a model server may use, with its number in the order of the PCI bus; `none` hides them all. */
+export type VisibleGpu = { uuid: string; index: number | null } | "none";
+
+/** `gpu`: undefined leaves the choice to the server. */
+export type EngineFactory = (profile: ModelProfile, gpu?: VisibleGpu) => Engine;

@@ -3,7 +3,9 @@ import type { Logger } from "pino";
 import { isSecretSetting, type ModelProfile } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
 import { findFreePort, isPortFree } from "../../queues/free-port.ts";
+import { bearer, modelServerKey } from "./authorization.ts";
 import { ChatClient } from "./chat-client.ts";
+import { childEnvironment } from "./child-environment.ts";
 import type { Endpoint, Engine, EngineExit, EngineMetrics, Footprint, ReadyModel } from "./engine.ts";
 import { ServerProcess } from "./server-process.ts";
 
@@ -15,39 +17,52 @@ const METRICS_TIMEOUT_MS = 2000;
 export interface Launch {
   command: string;
   args: string[];
-  /** On top of this process's environment. */
+  /** On top of `HttpEngineOptions.environment`. */
   env: Record<string, string>;
   /** What the owner's settings became in this program's dialect, where that is not word for word. */
   notes: string[];
   digest: string;
 }
 
+/** A running server, as far as a request needs to know it. */
+export type ServerAddress = Pick<Endpoint, "baseUrl" | "apiKey">;
+
 /** What differs between the server programs. */
 export interface ServerProgram {
+  /** The environment variable in which it takes the key that it then asks for: a command line can be read by every user. */
+  keyVariable: string;
   /** Throws `engine-missing`, `model-missing`, `model-invalid`, `invalid-configuration`. */
   launch(profile: ModelProfile, port: number, signal: AbortSignal): Promise<Launch>;
   /** Tokens per sequence of the running server. */
-  contextTokens(baseUrl: string): Promise<number>;
+  contextTokens(server: ServerAddress): Promise<number>;
   metrics(text: string): EngineMetrics;
   footprint(profile: ModelProfile): Promise<Footprint>;
   weightFiles(profile: ModelProfile): Promise<string[]>;
   /** Only where the program can sleep. */
-  sleep?(baseUrl: string, level: 1 | 2): Promise<void>;
-  wake?(baseUrl: string, signal: AbortSignal): Promise<void>;
+  sleep?(server: ServerAddress, level: 1 | 2): Promise<void>;
+  wake?(server: ServerAddress, signal: AbortSignal): Promise<void>;
+}
+
+export interface HttpEngineOptions {
+  /** The child's; unset: what of ours it may see. */
+  environment?: NodeJS.ProcessEnv;
+  log?: Logger;
 }
 
 /** A server program of others (vLLM, llama-server) that speaks the OpenAI chat API, `/health` and Prometheus metrics. */
 export class HttpEngine implements Engine {
   readonly #program: ServerProgram;
   readonly #process: ServerProcess;
+  readonly #environment: NodeJS.ProcessEnv;
   readonly #log: Logger | undefined;
   readonly #stopped = new AbortController();
-  #baseUrl = "";
+  #server: ServerAddress = { baseUrl: "", apiKey: undefined };
   #digest = "";
   #modelId = "";
 
-  constructor(program: ServerProgram, log?: Logger) {
+  constructor(program: ServerProgram, { environment = childEnvironment(), log }: HttpEngineOptions = {}) {
     this.#program = program;
+    this.#environment = environment;
     this.#log = log;
     this.#process = new ServerProcess(log);
   }
@@ -70,15 +85,16 @@ export class HttpEngine implements Engine {
         `Port ${port} is taken by another program. Stop it, or set STUDENT_PORT or TALKER_PORT to a free one (0 finds one).`,
       );
     }
-    const { command, args, env, notes, digest } = await this.#program.launch(profile, port, this.#stopped.signal);
-    for (const note of notes) this.#log?.warn({ role: profile.role }, note);
+    const launch = await this.#program.launch(profile, port, this.#stopped.signal);
+    for (const note of launch.notes) this.#log?.warn({ role: profile.role }, note);
     this.#stopped.signal.throwIfAborted();
-    this.#digest = digest;
-    this.#baseUrl = `http://127.0.0.1:${port}`;
-    const { REDIS_URL: _, ...inherited } = process.env;
-    this.#log?.info({ command: commandLine({ command, args, env }) }, "starting a model server");
-    const identity = await this.#process.start(command, args, { ...inherited, ...env });
-    return { baseUrl: this.#baseUrl, ...identity };
+    this.#digest = launch.digest;
+    const apiKey = modelServerKey(profile);
+    this.#server = { baseUrl: `http://127.0.0.1:${port}`, apiKey };
+    this.#log?.info({ command: commandLine(launch) }, "starting a model server");
+    const env = { ...this.#environment, ...launch.env, [this.#program.keyVariable]: apiKey };
+    const identity = await this.#process.start(launch.command, launch.args, env);
+    return { ...this.#server, ...identity };
   }
 
   async ready(timeoutMs: number): Promise<ReadyModel> {
@@ -96,7 +112,7 @@ export class HttpEngine implements Engine {
 
   get sleep(): Engine["sleep"] {
     const { sleep } = this.#program;
-    return sleep === undefined ? undefined : (level) => sleep(this.#baseUrl, level);
+    return sleep === undefined ? undefined : (level) => sleep(this.#server, level);
   }
 
   get wake(): Engine["wake"] {
@@ -104,19 +120,19 @@ export class HttpEngine implements Engine {
     if (wake === undefined) return undefined;
     return async (timeoutMs) => {
       const deadline = AbortSignal.timeout(timeoutMs);
-      await wake(this.#baseUrl, deadline);
+      await wake(this.#server, deadline);
       await this.#oneToken(deadline);
     };
   }
 
   async health(timeoutMs: number): Promise<void> {
-    const response = await fetch(`${this.#baseUrl}/health`, { signal: AbortSignal.timeout(timeoutMs) });
+    const response = await this.#get("/health", AbortSignal.timeout(timeoutMs));
     await response.arrayBuffer();
     if (!response.ok) throw new MathllmError("engine-failed", `The model server's health check answered ${response.status}.`);
   }
 
   async metrics(): Promise<EngineMetrics> {
-    const response = await fetch(`${this.#baseUrl}/metrics`, { signal: AbortSignal.timeout(METRICS_TIMEOUT_MS) });
+    const response = await this.#get("/metrics", AbortSignal.timeout(METRICS_TIMEOUT_MS));
     return this.#program.metrics(await response.text());
   }
 
@@ -138,15 +154,20 @@ export class HttpEngine implements Engine {
       if (healthy) break;
       await delay(HEALTH_POLL_MS, undefined, { signal: deadline });
     }
-    const response = await fetch(`${this.#baseUrl}/v1/models`, { signal: deadline });
+    const response = await this.#get("/v1/models", deadline);
     const { data } = (await response.json()) as { data: { id: string }[] };
     this.#modelId = data[0]!.id;
     await this.#oneToken(deadline);
-    return { modelId: this.#modelId, digest: this.#digest, contextTokens: await this.#program.contextTokens(this.#baseUrl) };
+    return { modelId: this.#modelId, digest: this.#digest, contextTokens: await this.#program.contextTokens(this.#server) };
+  }
+
+  #get(address: string, signal: AbortSignal): Promise<Response> {
+    return fetch(`${this.#server.baseUrl}${address}`, { headers: bearer(this.#server.apiKey), signal });
   }
 
   async #oneToken(signal: AbortSignal): Promise<void> {
-    const client = new ChatClient(this.#baseUrl, { model: this.#modelId });
+    const { baseUrl, apiKey } = this.#server;
+    const client = new ChatClient(baseUrl, { model: this.#modelId, apiKey });
     try {
       await client.chat({ messages: [{ role: "user", content: "1 + 1" }], maxTokens: 1 }, { signal });
     } finally {

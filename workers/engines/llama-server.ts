@@ -1,11 +1,12 @@
 import os from "node:os";
 import path from "node:path";
-import type { Logger } from "pino";
 import type { ModelProfile } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
+import { bearer } from "./authorization.ts";
+import { childEnvironment } from "./child-environment.ts";
 import { createEmbeddedEngine } from "./embedded.ts";
 import type { EngineMetrics } from "./engine.ts";
-import { HttpEngine, type Launch, type ServerProgram } from "./http-engine.ts";
+import { HttpEngine, type HttpEngineOptions, type Launch, type ServerProgram } from "./http-engine.ts";
 import { resolveModelFile } from "./model-file.ts";
 import { programOutput } from "./program-version.ts";
 import { metricSum } from "./prometheus-text.ts";
@@ -13,32 +14,32 @@ import { metricSum } from "./prometheus-text.ts";
 const ADVICE = "Install llama.cpp and set LLAMA_SERVER_BIN to its llama-server, or use MODE=embedded, which needs nothing.";
 const DEFAULT_THREADS = 8;
 
-export interface LlamaServerOptions {
+export interface LlamaServerOptions extends HttpEngineOptions {
   /** The `llama-server` program. */
   bin: string;
   dataDir: string;
   hfToken?: string;
-  log?: Logger;
 }
 
 /** llama.cpp's server as a process of its own: the same GGUF files as `embedded`. */
 export function createLlamaServerEngine(options: LlamaServerOptions): HttpEngine {
-  return new HttpEngine(llamaServerProgram(options), options.log);
+  return new HttpEngine(llamaServerProgram(options), options);
 }
 
-export function llamaServerProgram({ bin, dataDir, hfToken }: LlamaServerOptions): ServerProgram {
+export function llamaServerProgram({ bin, dataDir, hfToken, environment = childEnvironment() }: LlamaServerOptions): ServerProgram {
   const resolve = (reference: string, signal?: AbortSignal) => resolveModelFile(reference, { dataDir, hfToken, signal });
   return {
+    keyVariable: "LLAMA_API_KEY",
     launch: async (profile, port, signal): Promise<Launch> => {
-      const help = await programOutput(bin, ["--help"], ADVICE);
+      const help = await programOutput(bin, ["--help"], ADVICE, environment);
       const file = await resolve(profile.model, signal);
       const { enabled, draftModel } = profile.speculative;
       const draft = enabled && draftModel !== undefined ? await resolve(draftModel, signal) : undefined;
       const { args, notes } = llamaServerArguments(profile, port, file.path, draft?.path, help);
       return { command: bin, args, env: {}, notes, digest: file.digest };
     },
-    contextTokens: async (baseUrl) => {
-      const response = await fetch(`${baseUrl}/props`);
+    contextTokens: async ({ baseUrl, apiKey }) => {
+      const response = await fetch(`${baseUrl}/props`, { headers: bearer(apiKey) });
       const props = (await response.json()) as { default_generation_settings?: { n_ctx?: number } };
       return props.default_generation_settings?.n_ctx ?? 0;
     },

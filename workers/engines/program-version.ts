@@ -6,9 +6,9 @@ const VERSION_TIMEOUT_MS = 120_000;
 const run = promisify(execFile);
 
 /** What a program prints when asked, on both streams. Throws `engine-missing` when it is not there or can't be run. */
-export async function programOutput(program: string, args: string[], advice: string): Promise<string> {
+export async function programOutput(program: string, args: string[], advice: string, env: NodeJS.ProcessEnv): Promise<string> {
   try {
-    const { stdout, stderr } = await run(program, args, { timeout: VERSION_TIMEOUT_MS, maxBuffer: 16 * 1_048_576 });
+    const { stdout, stderr } = await run(program, args, { env, timeout: VERSION_TIMEOUT_MS, maxBuffer: 16 * 1_048_576 });
     return `${stdout}\n${stderr}`;
   } catch (error) {
     const missing = (error as NodeJS.ErrnoException).code === "ENOENT";

@@ -1,6 +1,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { ModelProfile } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
+import { bearer } from "./authorization.ts";
 import { ChatClient } from "./chat-client.ts";
 import type { Endpoint, Engine, EngineExit, EngineMetrics, Footprint, ReadyModel } from "./engine.ts";
 
@@ -43,7 +44,7 @@ async function ask(url: string, init: RequestInit, apiKey?: string): Promise<unk
     response = await fetch(url, {
       signal: AbortSignal.timeout(REQUEST_TIMEOUT_MS),
       ...init,
-      headers: { "content-type": "application/json", ...(apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` }) },
+      headers: { "content-type": "application/json", ...bearer(apiKey) },
     });
   } catch (error) {
     const reason = (error as Error).cause instanceof Error ? ((error as Error).cause as Error).message : (error as Error).message;
@@ -132,7 +133,7 @@ class ElsewhereEngine implements Engine {
   async start(profile: ModelProfile): Promise<Endpoint> {
     this.#profile = profile;
     await this.#server.health(profile, this.#within(REQUEST_TIMEOUT_MS));
-    return { baseUrl: profile.url!, pid: null, startTicks: null };
+    return { baseUrl: profile.url!, apiKey: profile.apiKey, pid: null, startTicks: null };
   }
 
   async ready(timeoutMs: number): Promise<ReadyModel> {

@@ -2,12 +2,14 @@ import { createHash } from "node:crypto";
 import { readdir, readFile } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import type { Logger } from "pino";
+import type { ModelProfile } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
 import { readModelShape } from "../gpu/model-shape.ts";
 import { kvBytes } from "../gpu/vram.ts";
+import { bearer } from "./authorization.ts";
+import { childEnvironment } from "./child-environment.ts";
 import type { EngineMetrics, Footprint } from "./engine.ts";
-import { HttpEngine, type Launch, type ServerProgram } from "./http-engine.ts";
+import { HttpEngine, type HttpEngineOptions, type Launch, type ServerAddress, type ServerProgram } from "./http-engine.ts";
 import { digestOf } from "./model-file.ts";
 import { programOutput } from "./program-version.ts";
 import { metricSum } from "./prometheus-text.ts";
@@ -18,30 +20,32 @@ const SLEEP_TIMEOUT_MS = 60_000;
 const SLEEP_POLL_MS = 50;
 const WEIGHT_FILES = /\.(safetensors|bin|pt|gguf)$/;
 
-export interface VllmOptions {
+export interface VllmOptions extends HttpEngineOptions {
   /** The `vllm` program. */
   bin: string;
   /** Digests are remembered there. */
   dataDir: string;
   hfToken?: string;
-  log?: Logger;
 }
 
 /** vLLM as a process of its own. */
 export function createVllmEngine(options: VllmOptions): HttpEngine {
-  return new HttpEngine(vllmProgram(options), options.log);
+  return new HttpEngine(vllmProgram(options), options);
 }
 
-export function vllmProgram({ bin, dataDir, hfToken }: VllmOptions): ServerProgram {
+export function vllmProgram({ bin, dataDir, hfToken, environment = childEnvironment() }: VllmOptions): ServerProgram {
   return {
+    keyVariable: "VLLM_API_KEY",
     launch: async (profile, port): Promise<Launch> => {
-      const version = await vllmVersion(bin);
+      const version = await vllmVersion(bin, environment);
       const { args, env, notes } = vllmArguments(profile, port, version);
       const digest = await modelDigest(profile.model, dataDir);
-      return { command: bin, args, env: { ...env, ...(hfToken === undefined ? {} : { HF_TOKEN: hfToken }) }, notes, digest };
+      // Only what it downloads by itself needs the token.
+      const token = hfToken !== undefined && (await downloads(profile)) ? { HF_TOKEN: hfToken } : {};
+      return { command: bin, args, env: { ...env, ...token }, notes, digest };
     },
-    contextTokens: async (baseUrl) => {
-      const response = await fetch(`${baseUrl}/v1/models`);
+    contextTokens: async ({ baseUrl, apiKey }) => {
+      const response = await fetch(`${baseUrl}/v1/models`, { headers: bearer(apiKey) });
       const { data } = (await response.json()) as { data: { max_model_len?: number }[] };
       return data[0]?.max_model_len ?? 0;
     },
@@ -62,36 +66,37 @@ export function vllmProgram({ bin, dataDir, hfToken }: VllmOptions): ServerProgr
       return { weightsBytes: shape.weightsBytes, contextBytes: kvBytes(shape, "vllm", maxModelLen, maxNumSeqs, kvCacheBits) };
     },
     weightFiles: async (profile) => weightFiles(profile.model),
-    sleep: async (baseUrl, level) => {
-      await post(`${baseUrl}/sleep?level=${level}`, AbortSignal.timeout(SLEEP_TIMEOUT_MS));
+    sleep: async (server, level) => {
+      await post(server, `/sleep?level=${level}`, AbortSignal.timeout(SLEEP_TIMEOUT_MS));
       // The call may return before it sleeps.
-      await untilSleeping(baseUrl, true, AbortSignal.timeout(SLEEP_TIMEOUT_MS));
-      sleepLevels.set(baseUrl, level);
+      await untilSleeping(server, true, AbortSignal.timeout(SLEEP_TIMEOUT_MS));
+      sleepLevels.set(server.baseUrl, level);
     },
-    wake: async (baseUrl, signal) => {
-      if (sleepLevels.get(baseUrl) === 2) {
+    wake: async (server, signal) => {
+      if (sleepLevels.get(server.baseUrl) === 2) {
         // Level 2 has dropped the weights: room for them first, then they are read again, then the KV cache.
-        await post(`${baseUrl}/wake_up?tags=weights`, signal);
-        await post(`${baseUrl}/collective_rpc`, signal, { method: "reload_weights" });
-        await post(`${baseUrl}/wake_up?tags=kv_cache`, signal);
-      } else await post(`${baseUrl}/wake_up`, signal);
-      await untilSleeping(baseUrl, false, signal);
+        await post(server, "/wake_up?tags=weights", signal);
+        await post(server, "/collective_rpc", signal, { method: "reload_weights" });
+        await post(server, "/wake_up?tags=kv_cache", signal);
+      } else await post(server, "/wake_up", signal);
+      await untilSleeping(server, false, signal);
     },
   };
 }
 
 const sleepLevels = new Map<string, 1 | 2>();
 
-async function post(url: string, signal: AbortSignal, body?: object): Promise<void> {
-  const init = body === undefined ? {} : { headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
-  const response = await fetch(url, { method: "POST", signal, ...init });
+async function post({ baseUrl, apiKey }: ServerAddress, address: string, signal: AbortSignal, body: object = {}): Promise<void> {
+  const url = `${baseUrl}${address}`;
+  const headers = { "content-type": "application/json", ...bearer(apiKey) };
+  const response = await fetch(url, { method: "POST", signal, headers, body: JSON.stringify(body) });
   const text = await response.text();
   if (!response.ok) throw new MathllmError("engine-failed", `${url} answered ${response.status}: ${text.slice(0, 300)}`);
 }
 
-async function untilSleeping(baseUrl: string, sleeping: boolean, signal: AbortSignal): Promise<void> {
+async function untilSleeping({ baseUrl, apiKey }: ServerAddress, sleeping: boolean, signal: AbortSignal): Promise<void> {
   for (;;) {
-    const response = await fetch(`${baseUrl}/is_sleeping`, { signal });
+    const response = await fetch(`${baseUrl}/is_sleeping`, { headers: bearer(apiKey), signal });
     if (((await response.json()) as { is_sleeping?: boolean }).is_sleeping === sleeping) return;
     await delay(SLEEP_POLL_MS, undefined, { signal });
   }
@@ -100,10 +105,10 @@ async function untilSleeping(baseUrl: string, sleeping: boolean, signal: AbortSi
 const versions = new Map<string, Promise<string>>();
 
 /** `0.32.0`. Starting Python and importing vLLM takes seconds, so it is asked once. */
-export function vllmVersion(bin: string): Promise<string> {
+export function vllmVersion(bin: string, environment: NodeJS.ProcessEnv): Promise<string> {
   const known = versions.get(bin);
   if (known !== undefined) return known;
-  const asked = programOutput(bin, ["--version"], ADVICE).then((output) => {
+  const asked = programOutput(bin, ["--version"], ADVICE, environment).then((output) => {
     const version = /^v?(\d+\.\d+(?:\.\d+)?)/m.exec(output)?.[1];
     if (version === undefined)
       throw new MathllmError(
@@ -115,6 +120,12 @@ export function vllmVersion(bin: string): Promise<string> {
   asked.catch(() => versions.delete(bin));
   versions.set(bin, asked);
   return asked;
+}
+
+/** Whether the model or its draft is a name on the hub, which vLLM asks for by itself. */
+async function downloads({ model, speculative }: ModelProfile): Promise<boolean> {
+  const draft = speculative.enabled ? speculative.draftModel : undefined;
+  return (await weightFiles(model)).length === 0 || (draft !== undefined && (await weightFiles(draft)).length === 0);
 }
 
 /** The weight files of a local folder; of a name on the hub none are known here. */

@@ -1,6 +1,5 @@
-import { execFile } from "node:child_process";
 import { setTimeout as delay } from "node:timers/promises";
-import { promisify } from "node:util";
+import { askNvidiaSmi } from "./nvidia-smi.ts";
 
 export interface VramUse {
   usedBytes: number;
@@ -8,25 +7,19 @@ export interface VramUse {
 }
 
 const MEBIBYTE = 1_048_576;
-const QUERY_TIMEOUT_MS = 5000;
 const POLL_MS = 50;
 /** Drivers give memory back in pieces, and a desktop draws meanwhile. */
 const IDLE_TOLERANCE_BYTES = 256 * MEBIBYTE;
 
-const run = promisify(execFile);
-
-/** VRAM of the first GPU, or of the one with this UUID, as nvidia-smi tells it; null without one. */
-export async function readVram(gpuId: string): Promise<VramUse | null> {
+/**
+ * VRAM of the first GPU, or of the one with this UUID, as nvidia-smi tells it; null without one, or with one that shares the host's
+ * memory and tells none. Throws `gpu-unreadable`, after so many tries, when nvidia-smi does not answer for it.
+ */
+export async function readVram(gpuId: string, options?: { tries: number }): Promise<VramUse | null> {
   const only = gpuId.startsWith("GPU-") ? ["-i", gpuId] : [];
-  try {
-    const { stdout } = await run("nvidia-smi", [...only, "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"], {
-      timeout: QUERY_TIMEOUT_MS,
-    });
-    const [used, total] = stdout.split("\n")[0]!.split(",").map(Number);
-    return Number.isFinite(used) && Number.isFinite(total) ? { usedBytes: used! * MEBIBYTE, totalBytes: total! * MEBIBYTE } : null;
-  } catch {
-    return null;
-  }
+  const text = await askNvidiaSmi([...only, "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"], options);
+  const [used, total] = (text ?? "").split("\n")[0]!.split(",").map(Number);
+  return Number.isFinite(used) && Number.isFinite(total) ? { usedBytes: used! * MEBIBYTE, totalBytes: total! * MEBIBYTE } : null;
 }
 
 /**
@@ -46,7 +39,7 @@ export class IdleLevel {
     this.#onGpu = onGpu;
   }
 
-  /** To be called while nothing is loaded. Returns what is in use; null without a GPU. */
+  /** To be called while nothing is loaded. Returns what is in use; null without a GPU. Throws `gpu-unreadable`. */
   async measure(): Promise<VramUse | null> {
     const vram = this.#onGpu ? await readVram(this.#gpuId) : null;
     this.#usedBytes = vram?.usedBytes ?? null;
@@ -62,10 +55,13 @@ export class IdleLevel {
     if (idleBytes === null) return null;
     const giveUpAt = Date.now() + this.#timeoutMs;
     for (;;) {
-      const vram = await readVram(this.#gpuId);
-      if (vram === null || vram.usedBytes <= idleBytes + residualBytes + IDLE_TOLERANCE_BYTES) return null;
+      // No answer, or one without a number where there was one, is no proof that the memory is free.
+      const vram = await readVram(this.#gpuId, { tries: 1 }).catch((error: Error) => error.message);
+      if (typeof vram === "object" && vram !== null && vram.usedBytes <= idleBytes + residualBytes + IDLE_TOLERANCE_BYTES) return null;
       if (Date.now() > giveUpAt) {
-        return `${vram.usedBytes} bytes of VRAM are in use ${this.#timeoutMs} ms after the model server ended, ${idleBytes} were before it was loaded: another program has taken memory`;
+        return typeof vram === "object" && vram !== null
+          ? `${vram.usedBytes} bytes of VRAM are in use ${this.#timeoutMs} ms after the model server ended, ${idleBytes} were before it was loaded: another program has taken memory`
+          : `it is not known whether the VRAM is free ${this.#timeoutMs} ms after the model server ended: ${vram ?? "nvidia-smi finds no GPU any more"}`;
       }
       await delay(POLL_MS);
     }

@@ -18,6 +18,8 @@ export interface LoadedModel {
   role: Role;
   engine: Engine;
   baseUrl: string;
+  /** What the server wants as a bearer token. */
+  apiKey: string | undefined;
   model: ReadyModel;
   /** As it was started: requests at once, context, answer length. */
   profile: ModelProfile;
@@ -207,7 +209,8 @@ export class ModelSlot {
       const model = await engine.ready(this.#options.startTimeoutMs);
       const warmupMs = performance.now() - warmingAt;
       void engine.exited.then((exit) => this.#exited(engine, exit));
-      this.#ready({ role, engine, baseUrl: endpoint.baseUrl, model, profile: fitted, asked: profile, identity });
+      const { baseUrl, apiKey } = endpoint;
+      this.#ready({ role, engine, baseUrl, apiKey, model, profile: fitted, asked: profile, identity });
       const totalMs = performance.now() - startedAt;
       log.info({ role, model: model.modelId, pid: endpoint.pid, ms: Math.round(totalMs) }, "model is resident");
       return { spawnMs, warmupMs, totalMs };
@@ -245,7 +248,7 @@ export class ModelSlot {
   }
 
   #ready(loaded: LoadedModel): void {
-    const client = new ChatClient(loaded.baseUrl, { model: loaded.model.modelId, apiKey: loaded.profile.apiKey });
+    const client = new ChatClient(loaded.baseUrl, { model: loaded.model.modelId, apiKey: loaded.apiKey });
     const resident = { ...loaded, client, since: Date.now() };
     this.#resident = resident;
     this.#lastError = null;
