@@ -41,7 +41,7 @@ export function vllmProgram({ bin, dataDir, hfToken, environment = childEnvironm
       const { args, env, notes } = vllmArguments(profile, port, version);
       const digest = await modelDigest(profile.model, dataDir);
       // Only what it downloads by itself needs the token.
-      const token = hfToken !== undefined && (await downloads(profile)) ? { HF_TOKEN: hfToken } : {};
+      const token: Record<string, string> = hfToken !== undefined && (await downloads(profile)) ? { HF_TOKEN: hfToken } : {};
       return { command: bin, args, env: { ...env, ...token }, notes, digest };
     },
     contextTokens: async ({ baseUrl, apiKey }) => {
