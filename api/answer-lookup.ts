@@ -3,7 +3,7 @@ import { publishedModels } from "../queues/answer-cache.ts";
 import { digestOf, explainKey, isCacheable, solveKey, talkKey } from "../queues/cache-key.ts";
 import type { Redis } from "../queues/connection.ts";
 import type { JobRequest, PublishedModel, StageResult } from "../queues/contracts.ts";
-import { type JobKind, ROLES, type Role } from "../queues/names.ts";
+import { type JobKind, ROLES, type Role, rolesOfKind } from "../queues/names.ts";
 import { EventLoopTurns } from "./event-loop-turns.ts";
 
 /** Which model answers is asked of Redis this often at most. */
@@ -51,7 +51,7 @@ export class AnswerLookup {
   async findMany(asked: { kind: JobKind; request: JobRequest }[]): Promise<Lookup[]> {
     const isSought = ({ request }: { request: JobRequest }) => isCacheable(request) && request.cache !== "refresh";
     if (!asked.some(isSought)) return asked.map(() => NOT_SOUGHT);
-    const needed = ROLES.filter((role) => asked.some((each) => isSought(each) && rolesOf(each.kind).includes(role)));
+    const needed = ROLES.filter((role) => asked.some((each) => isSought(each) && rolesOfKind(each.kind).includes(role)));
     const { student, talker } = await this.#published(needed);
     const stageOf = (each: { kind: JobKind; request: JobRequest }): Lookup | string => {
       const { kind, request } = each;
@@ -110,8 +110,6 @@ export class AnswerLookup {
 function charsOf({ problem, messages = [] }: JobRequest): number {
   return messages.reduce((sum, { content }) => sum + content.length, problem.length);
 }
-
-const rolesOf = (kind: JobKind): readonly Role[] => (kind === "explain" ? ROLES : kind === "talk" ? ["talker"] : ["student"]);
 
 function hitOf(cacheKey: string, found: Map<string, CacheEntry>): Hit | null {
   const entry = found.get(cacheKey);

@@ -1,4 +1,5 @@
 import { setTimeout as delay } from "node:timers/promises";
+import { publishedModels } from "../queues/answer-cache.ts";
 import { batchJobId } from "../queues/batch-ids.ts";
 import { endedViews, type JobProgress, type JobRef, progressOf } from "../queues/batch-jobs.ts";
 import { type BatchLines, LINE, type LineRecord, type Settled, type SharedResult } from "../queues/batch-lines.ts";
@@ -111,6 +112,7 @@ export class BatchKeeper {
 
   async #settle(batch: BatchRecord, look: Look): Promise<void> {
     const { batchId } = batch;
+    await this.#store.seeModels(batch, await publishedModels(this.#queues.redis));
     if (batch.cancelledAt !== null) await this.#cancelOpen(batchId, await this.#store.lines(batchId));
     const lines = await this.#store.lines(batchId);
     let active = 0;

@@ -1,12 +1,15 @@
 import { createHash } from "node:crypto";
+import { isDeepStrictEqual } from "node:util";
 import { wilson } from "../maths/accuracy.ts";
-import type { AnswerCache } from "../queues/answer-cache.ts";
+import { type AnswerCache, publishedModels } from "../queues/answer-cache.ts";
 import type { BatchLineError, BatchResult, BatchStatus, BatchView } from "../queues/batch-contracts.ts";
 import { isBatchId } from "../queues/batch-ids.ts";
 import { type BatchRecord, BatchStore } from "../queues/batch-store.ts";
 import type { Config } from "../queues/config.ts";
+import type { PublishedModel } from "../queues/contracts.ts";
 import { MathllmError } from "../queues/errors.ts";
 import type { JobOwner } from "../queues/job-places.ts";
+import type { Role } from "../queues/names.ts";
 import type { Queues } from "../queues/open-queues.ts";
 import type { AnswerLookup } from "./answer-lookup.ts";
 import { BatchIngest, chunkSizeFor, seedDigest, type UploadLine } from "./batch-ingest.ts";
@@ -77,6 +80,7 @@ export class Batches {
       metadata,
       owner: owner?.name,
       idempotencyDigest: idempotencyKey === undefined ? undefined : idempotencyDigest(idempotencyKey, owner),
+      models: await publishedModels(this.#queues.redis),
     });
     const { batchId } = batch;
     if (batch.seedDigest !== seedDigest(defaults, metadata)) {
@@ -112,7 +116,7 @@ export class Batches {
     if (known === undefined) return undefined;
     const { batch, lastWaiting } = known;
     const last = lastWaiting === null ? undefined : await this.#lookup.view(lastWaiting);
-    return this.#toView(batch, last?.estimatedStartMs ?? null);
+    return this.#toView(batch, await publishedModels(this.#queues.redis), last?.estimatedStartMs ?? null);
   }
 
   /** Whether an API key's holder may see it. */
@@ -151,15 +155,16 @@ export class Batches {
   /** The latest first, of `owner` or of everybody. */
   async list(count: number, owner?: string): Promise<BatchView[]> {
     const views: BatchView[] = [];
+    const models = await publishedModels(this.#queues.redis);
     for await (const batch of this.#store.latest()) {
       if (owner !== undefined && batch.owner !== owner) continue;
-      views.push(this.#toView(batch, null));
+      views.push(this.#toView(batch, models, null));
       if (views.length === count) break;
     }
     return views;
   }
 
-  #toView(batch: BatchRecord, etaMs: number | null): BatchView {
+  #toView(batch: BatchRecord, published: Partial<Record<Role, PublishedModel>>, etaMs: number | null): BatchView {
     const { batchId, total, invalid, completed, failed, cancelled, cached, coalesced, equal, different, undecided } = batch;
     const unsettled = total - invalid - completed - failed - cancelled;
     const active = Math.min(batch.active, unsettled);
@@ -177,6 +182,9 @@ export class Batches {
         finishedAt: batch.finishedAt,
         expiresAt: this.#store.expiresAt(batch),
       },
+      models: batch.models
+        .filter(({ role }) => batch[role] > 0)
+        .map(({ role, ...model }) => ({ role, ...model, current: isDeepStrictEqual(model, published[role]) })),
       metadata: batch.metadata,
       links: linksOf(batchId),
     };

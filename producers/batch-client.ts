@@ -51,6 +51,11 @@ export class BatchClient {
     return batchViewSchema.parse(await this.#api.json(`/batches/${batchId}`, { signal: this.#signal }));
   }
 
+  /** Lines that have not ended won't run. */
+  async cancel(batchId: string): Promise<void> {
+    await this.#api.json(`/batches/${batchId}`, { method: "DELETE", signal: this.#signal });
+  }
+
   /** The lines from `from` on as they end, in order, up to the first that hasn't after `waitSeconds` in all. */
   results(batchId: string, from: number, waitSeconds: number): AsyncGenerator<BatchResult> {
     return this.#lines(`/batches/${batchId}/results?from=${from}&wait=${waitSeconds}`, batchResultSchema);

@@ -25,6 +25,11 @@ export class BatchProgressView {
       this.#out.write(`${progress.detail} Going on in ${progress.seconds} s.\n`);
       return;
     }
+    if (progress.phase === "going on" || progress.phase === "starting anew") {
+      this.stop();
+      this.#out.write(`${earlierText(progress)}\n`);
+      return;
+    }
     const { done, total, text } = progress.phase === "sending" ? sendingOf(progress) : this.#runningOf(progress.batch);
     const isNew = progress.phase !== this.#phase;
     this.#phase = progress.phase;
@@ -69,6 +74,18 @@ export class BatchProgressView {
     ];
     return { done, total, text: parts.join("  ") };
   }
+}
+
+/** What an earlier run of the same command had sent, when, and by which models it is answered. */
+function earlierText({ phase, batch }: { phase: "going on" | "starting anew"; batch: BatchView }): string {
+  const { batchId, counts, timestamps, models } = batch;
+  const sent = `batch ${batchId}, sent ${new Date(timestamps.createdAt).toLocaleString("sv")} (${counts.completed} of ${counts.total} completed)`;
+  const named = (model: BatchView["models"][number]) => `${model.role} ${model.modelId} (${model.digest.slice(0, 12)})`;
+  if (phase === "going on") {
+    return `Going on with ${sent}, answered by ${models.length === 0 ? "no model so far" : models.map(named).join(" and ")}.`;
+  }
+  const changed = models.filter(({ current }) => !current).map(named);
+  return `The model has been changed: ${sent}, is given up, since it may have answers of ${changed.join(" and ")}. All its lines are sent anew.`;
 }
 
 function sendingOf({ sent, total }: { sent: number; total: number }): { done: number; total: number; text: string } {

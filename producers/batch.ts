@@ -6,6 +6,7 @@ import type { FieldMap } from "../maths/banks.ts";
 import type { BatchView } from "../queues/batch-contracts.ts";
 import type { SolveRequest } from "../queues/contracts.ts";
 import { ERRORS, MathllmError } from "../queues/errors.ts";
+import { BatchAttempt } from "./batch-attempt.ts";
 import { BatchClient } from "./batch-client.ts";
 import { type InputFiles, inputLines } from "./batch-input.ts";
 import { Absence, type LineOutcome, lineOutcomes } from "./batch-outcomes.ts";
@@ -25,6 +26,10 @@ export type BatchProgress =
   | { phase: "sending"; sent: number; total: number }
   /** The queue is full. */
   | { phase: "waiting for room"; seconds: number; detail: string }
+  /** An earlier run of the same command had begun this batch. */
+  | { phase: "going on"; batch: BatchView }
+  /** The same, but a model of its has been changed since: its lines are sent as another batch. */
+  | { phase: "starting anew"; batch: BatchView }
   | { phase: "running"; batch: BatchView };
 
 export interface BatchSummary {
@@ -55,9 +60,9 @@ export function errorsFileOf(output: string): string {
  *
  *   output, errors of earlier runs ──► which lines are missing ──► POST /batches ──► results ──► output.part ──► output
  *
- * Nothing else is remembered, so that it can be killed at any point and run again. The Idempotency-Key is the digest of what is sent and of
- * the earlier errors, which change only when a run is complete: until then the same batch is found again and nothing is computed twice; after
- * it, what had failed is tried anew.
+ * Nothing else is remembered but the Idempotency-Key (`BatchAttempt`), so that it can be killed at any point and run again: until the output is
+ * whole the same batch is found again and nothing is computed twice, unless a model that may have answered for it has been changed; then all
+ * lines are sent anew, and the rest of the old batch is cancelled. What is missing from a whole output is tried anew.
  */
 export async function runBatch(
   api: ApiClient,
@@ -71,8 +76,11 @@ export async function runBatch(
   if (open > 0) await api.request("/healthz", { signal });
   const files = { completed: await OutputFile.open(options.output), failed: await OutputFile.open(errorsFileOf(options.output)) };
   try {
-    const batchId = open === 0 ? null : await send(client, options, digest, open, onProgress, signal);
-    return await collect(client, options, files, batchId, onProgress, signal);
+    const attempt = open === 0 ? null : await BatchAttempt.open(options.output, digest);
+    const batchId = attempt === null ? null : await begin(client, options, attempt, open, onProgress, signal);
+    const summary = await collect(client, options, files, batchId, onProgress, signal);
+    await attempt?.end();
+    return summary;
   } finally {
     files.completed.close();
     files.failed.close();
@@ -102,19 +110,40 @@ async function fileDigest(file: string): Promise<string> {
   return hash.digest("hex");
 }
 
-async function send(
+/** The batch of this attempt, whose answers are those of the models that are there now. */
+async function begin(
   client: BatchClient,
   options: BatchOptions,
-  digest: string,
+  attempt: BatchAttempt,
   total: number,
   onProgress: (progress: BatchProgress) => void,
   signal: AbortSignal | undefined,
 ): Promise<string> {
+  const batch = await send(client, options, attempt.key, total, onProgress, signal);
+  if (!attempt.isEarlier) return batch.batchId;
+  if (batch.models.every(({ current }) => current)) {
+    onProgress({ phase: "going on", batch });
+    return batch.batchId;
+  }
+  onProgress({ phase: "starting anew", batch });
+  await attempt.renew();
+  await client.cancel(batch.batchId);
+  return (await send(client, options, attempt.key, total, onProgress, signal)).batchId;
+}
+
+async function send(
+  client: BatchClient,
+  options: BatchOptions,
+  key: string,
+  total: number,
+  onProgress: (progress: BatchProgress) => void,
+  signal: AbortSignal | undefined,
+): Promise<BatchView> {
   const absence = new Absence(signal);
   for (;;) {
     try {
-      const outcome = await client.upload(uploadLines(options, total, onProgress), `mathllm-batch-${digest}`, options.defaults);
-      if ("batch" in outcome) return outcome.batch.batchId;
+      const outcome = await client.upload(uploadLines(options, total, onProgress), key, options.defaults);
+      if ("batch" in outcome) return outcome.batch;
       absence.over();
       onProgress({ phase: "waiting for room", seconds: outcome.retryAfterSeconds, detail: outcome.detail });
       await delay(outcome.retryAfterSeconds * 1000, undefined, { signal });

@@ -1,5 +1,6 @@
 import { z } from "zod";
-import { JOB_STATUSES, jobViewSchema } from "./contracts.ts";
+import { JOB_STATUSES, jobViewSchema, publishedModelSchema } from "./contracts.ts";
+import { ROLES } from "./names.ts";
 
 /** What `POST /batches` and its results agree on. Field names of a line are those of the OpenAI batch files where both have them. */
 
@@ -51,6 +52,11 @@ export const batchViewSchema = z.object({
     finishedAt: z.number().nullable(),
     expiresAt: z.number().nullable(),
   }),
+  /**
+   * Those that answer for the roles that its lines need, each that has been there since it was opened: several of a role when it was changed
+   * meanwhile, none when no worker has loaded any. `current`: it would answer now.
+   */
+  models: z.array(publishedModelSchema.extend({ role: z.enum(ROLES), current: z.boolean() })),
   metadata: z.record(z.string(), z.string()),
   links: z.object({ self: z.string(), results: z.string(), errors: z.string() }),
 });

@@ -1,7 +1,7 @@
 import type { Grade } from "../maths/grading.ts";
 import type { BatchLineError } from "./batch-contracts.ts";
 import type { JobError, JobView } from "./contracts.ts";
-import type { JobKind } from "./names.ts";
+import { type JobKind, type Role, rolesOfKind } from "./names.ts";
 
 /** The lines of a batch have one character each: a line is open until its end is settled, once. */
 export const LINE = { invalid: "-", open: "o", completed: "c", failed: "f", cancelled: "x" } as const;
@@ -19,6 +19,11 @@ export const NO_KIND = "-";
 
 export function kindLetter(kind: JobKind, isVote: boolean): string {
   return Object.keys(KIND_LETTERS).find((letter) => KIND_LETTERS[letter]!.kind === kind && KIND_LETTERS[letter]!.isVote === isVote)!;
+}
+
+/** How many of the lines with these letters need the model. */
+export function linesNeeding(role: Role, kinds: string): number {
+  return [...kinds].filter((letter) => letter !== NO_KIND && rolesOfKind(KIND_LETTERS[letter]!.kind).includes(role)).length;
 }
 
 /** How a line ended whose job does not tell: an answer from the cache, a follower, one that was removed. */

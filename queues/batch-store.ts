@@ -1,10 +1,12 @@
 import { z } from "zod";
 import type { BatchLineError } from "./batch-contracts.ts";
 import { newBatchId } from "./batch-ids.ts";
-import { BatchLines, type Chunk, type LineRecord, type Settled, type SharedResult } from "./batch-lines.ts";
+import { BatchLines, type Chunk, type LineRecord, linesNeeding, type Settled, type SharedResult } from "./batch-lines.ts";
 import { CHUNK_SCRIPT, CLAIM_SCRIPT, SETTLE_SCRIPT } from "./batch-scripts.ts";
+import { digestOf } from "./cache-key.ts";
 import type { Redis } from "./connection.ts";
-import { KEY_PREFIX, keys, roleOfJobId } from "./names.ts";
+import { type PublishedModel, publishedModelSchema } from "./contracts.ts";
+import { KEY_PREFIX, keys, ROLES, type Role, roleOfJobId } from "./names.ts";
 
 /**
  * What Redis knows of a batch. Lines are taken in chunks of `chunkSize`, each recorded in one step once its jobs are in their queues:
@@ -40,10 +42,20 @@ const recordSchema = z.object({
   undecided: count,
   /** Picked and not settled, by the last look at the open lines. */
   active: count,
+  /** Lines that need the model. */
+  student: count,
+  talker: count,
 });
-export type BatchRecord = z.infer<typeof recordSchema> & { batchId: string };
+
+/** Of a batch, the models that have answered for a role since it was opened. */
+export type SeenModel = PublishedModel & { role: Role };
+export type BatchRecord = z.infer<typeof recordSchema> & { batchId: string; models: SeenModel[] };
+type Models = Partial<Record<Role, PublishedModel>>;
 
 const PARTS = ["states", "kinds", "digests", "custom-ids", "claimed-ids", "errors", "records", "answers"] as const;
+/** Fields of the record that hold one model each. */
+const MODEL_FIELD = "model:";
+const seenModelSchema = publishedModelSchema.extend({ role: z.enum(ROLES) });
 const PAGE = 1000;
 /** BullMQ's. */
 const FINISHED_SETS = ["completed", "failed"];
@@ -62,7 +74,7 @@ export class BatchStore {
    * the next one makes.
    */
   async open(
-    given: Pick<BatchRecord, "chunkSize" | "seedDigest" | "owner" | "idempotencyDigest" | "metadata">,
+    given: Pick<BatchRecord, "chunkSize" | "seedDigest" | "owner" | "idempotencyDigest" | "metadata"> & { models?: Models },
     now = Date.now(),
   ): Promise<{ batch: BatchRecord; isNew: boolean }> {
     const { idempotencyDigest, owner } = given;
@@ -76,6 +88,7 @@ export class BatchStore {
       seedDigest: given.seedDigest,
       metadata: JSON.stringify(given.metadata),
       touchedAt: now,
+      ...modelFields(given.models ?? {}),
       ...(owner === undefined ? {} : { owner }),
       ...(idempotencyDigest === undefined ? {} : { idempotencyDigest }),
     };
@@ -88,8 +101,20 @@ export class BatchStore {
 
   /** undefined: unknown, expired, or only half made. */
   async read(batchId: string): Promise<BatchRecord | undefined> {
-    const record = recordSchema.safeParse(await this.#redis.hgetall(keys.batch(batchId))).data;
-    return record && { ...record, batchId };
+    const fields = await this.#redis.hgetall(keys.batch(batchId));
+    const record = recordSchema.safeParse(fields).data;
+    const models = Object.entries(fields).flatMap(([name, text]) =>
+      name.startsWith(MODEL_FIELD) ? [seenModelSchema.parse(JSON.parse(text))] : [],
+    );
+    return record && { ...record, batchId, models };
+  }
+
+  /** These answer now, and so may have answered lines of a batch that is not finished. */
+  async seeModels({ batchId, models: seen }: BatchRecord, models: Models): Promise<void> {
+    const fields = modelFields(models);
+    const known = new Set(Object.keys(modelFieldsOf(seen)));
+    const isNew = Object.keys(fields).some((name) => !known.has(name));
+    if (isNew) await this.#redis.hset(keys.batch(batchId), fields);
   }
 
   /** The digests of the chunks that are recorded, in order. */
@@ -116,6 +141,7 @@ export class BatchStore {
     };
     for (const { status } of records.values()) counts[status] = (counts[status] ?? 0) + 1;
     for (const verdict of verdicts) counts[verdict] = (counts[verdict] ?? 0) + 1;
+    for (const role of ROLES) counts[role] = linesNeeding(role, chunk.kinds);
     const counted = Object.entries(counts).filter(([, value]) => value > 0);
     const names = ["states", "kinds", "digests", "custom-ids", "errors", "records", "answers"] as const;
     return (await this.#redis.eval(
@@ -265,6 +291,14 @@ export class BatchStore {
   expiresAt({ finishedAt }: BatchRecord): number | null {
     return finishedAt === null ? null : finishedAt + this.#retentionSeconds * 1000;
   }
+}
+
+function modelFields(models: Models): Record<string, string> {
+  return modelFieldsOf(ROLES.flatMap((role) => (models[role] === undefined ? [] : [{ ...models[role], role }])));
+}
+
+function modelFieldsOf(models: SeenModel[]): Record<string, string> {
+  return Object.fromEntries(models.map((model) => [`${MODEL_FIELD}${digestOf(seenModelSchema.parse(model))}`, JSON.stringify(model)]));
 }
 
 /** What the keys of the job's queue begin with. */

@@ -23,6 +23,11 @@ export const CLASS_PRIORITY: Record<PriorityClass, number> = { interactive: 10, 
 export const JOB_KINDS = ["solve", "talk", "explain"] as const;
 export type JobKind = (typeof JOB_KINDS)[number];
 
+/** The models that a job of this kind needs, in their order. */
+export function rolesOfKind(kind: JobKind): readonly Role[] {
+  return kind === "explain" ? ROLES : kind === "talk" ? ["talker"] : ["student"];
+}
+
 const ID_PATTERN = /^(solve|talk|explain)-[0-9a-f]{32}$/;
 /** The id of an answer from the cache names its entry. */
 const CACHED_ID_PATTERN = /^cached-(solve|talk|explain)-([0-9a-f]{32})$/;

@@ -42,7 +42,7 @@ const linesOf = async (name: string) =>
     .map((line) => outputLineSchema.parse(JSON.parse(line)));
 
 test("CSV in, JSONL out in its order, what fails beside, a summary and exit code 1", async () => {
-  await put("in.csv", 'q,a,n\n1,1,one\n"fail, once",,two\n"3\n",,three\n,4,four\n5,6,one\n7,8,seven\n');
+  await put("in.csv", 'q,a,n\n1,1,one\n"fail, once",,two\n"3\n+",,three\n,4,four\n5,6,one\n7,8,seven\n');
   system.work();
   const { code, stdout, stderr } = await end(start(["in.csv", "-o", "out.jsonl", "--map", "problem=q,answer=a,id=n", "--max-tokens", "9"]));
   expect(code).toBe(1);
@@ -52,7 +52,7 @@ test("CSV in, JSONL out in its order, what fails beside, a summary and exit code
   expect(stderr).toMatch(/sending 5 of 5\n(.*\n)*.*running 5 of 5 {2}2 failed {2}50.0 % right\n/);
   expect((await linesOf("out.jsonl")).map(({ custom_id, line, result }) => [custom_id, line, result?.answer])).toEqual([
     ["one", 2, "1"],
-    ["three", 4, "3\n"],
+    ["three", 4, "3\n+"],
     ["seven", 8, "7"],
   ]);
   expect((await linesOf("out.jsonl.errors.jsonl")).map(({ line, error }) => [line, error?.code])).toEqual([

@@ -1,12 +1,13 @@
 import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { type BatchOptions, type BatchProgress, runBatch } from "../../producers/batch.ts";
 import { outputLineSchema } from "../../producers/batch-output.ts";
 import { ApiClient } from "../../producers/submit.ts";
+import { publishModel } from "../../queues/answer-cache.ts";
 import { keys } from "../../queues/names.ts";
-import { BatchFixture, jsonl, problems } from "../batch-fixture.ts";
+import { BatchFixture, jsonl, problems, STUDENT, until } from "../batch-fixture.ts";
 
 let system: BatchFixture;
 let folder: string;
@@ -24,11 +25,37 @@ afterEach(async () => {
 afterAll(() => system?.stop());
 
 const put = (name: string, content: string) => writeFile(path.join(folder, name), content);
-const run = (options: Partial<BatchOptions> = {}, onProgress: (progress: BatchProgress) => void = () => {}) => {
+const run = (options: Partial<BatchOptions> = {}, onProgress: (progress: BatchProgress) => void = () => {}, signal?: AbortSignal) => {
   const { file = "in.jsonl", output = "out.jsonl", defaults = {}, map } = options;
   const files = { file: path.join(folder, file), output: path.join(folder, output) };
-  return runBatch(new ApiClient(system.api.url), { ...files, defaults, map }, onProgress);
+  return runBatch(new ApiClient(system.api.url), { ...files, defaults, map }, onProgress, signal);
 };
+
+/** A run that is broken off when `count` of its lines have ended. */
+async function brokenOffAfter(count: number, options: Partial<BatchOptions> = {}): Promise<string> {
+  const stopped = new AbortController();
+  let batchId = "";
+  const running = run(
+    options,
+    (progress) => {
+      if (progress.phase !== "running") return;
+      batchId = progress.batch.batchId;
+      if (progress.batch.counts.completed >= count) stopped.abort(new Error("stopped"));
+    },
+    stopped.signal,
+  );
+  await expect(running).rejects.toThrow("stopped");
+  return batchId;
+}
+
+/** Runs to the end. What was said of an earlier run's batch comes with the summary. */
+async function runTelling(options: Partial<BatchOptions> = {}): Promise<{ said: [string, string][]; batchId: string | null }> {
+  const said: [string, string][] = [];
+  const { batchId } = await run(options, (progress) => {
+    if (progress.phase === "going on" || progress.phase === "starting anew") said.push([progress.phase, progress.batch.batchId]);
+  });
+  return { said, batchId };
+}
 const linesOf = async (name: string) =>
   (await readFile(path.join(folder, name), "utf8"))
     .trimEnd()
@@ -115,4 +142,95 @@ test.each<[string, Partial<BatchOptions>, RegExp]>([
   await put("garbage", "{");
   await expect(run(options)).rejects.toThrow(message);
   expect(await system.queues.redis.exists(keys.openBatches)).toBe(0);
+});
+
+describe("which batch a run is about", () => {
+  const publish = (digest: string) => publishModel(system.queues.redis, "student", { ...STUDENT, digest, settings: digest });
+  const off = { defaults: { cache: "off" as const } };
+
+  /** Ends jobs from now on, but no more than `most` of them before `release`. Returns how many were begun. */
+  function workUpTo(most: number): { begun: () => number; release: () => void } {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    let begun = 0;
+    system.work("student", async () => {
+      if (++begun > most) await promise;
+    });
+    return { begun: () => begun, release: resolve };
+  }
+
+  test("each output is a batch of its own: removed, or under another name, all is computed anew", async () => {
+    await put("in.jsonl", jsonl(problems(3)));
+    const { begun } = workUpTo(100);
+    const first = await runTelling(off);
+    await rm(path.join(folder, "out.jsonl"));
+    const again = await runTelling(off);
+    const other = await runTelling({ ...off, output: "other.jsonl" });
+    expect(new Set([first, again, other].map(({ batchId }) => batchId)).size).toBe(3);
+    expect([first.said, again.said, other.said, begun()]).toEqual([[], [], [], 9]);
+    expect((await readdir(folder)).sort()).toEqual(["in.jsonl", "other.jsonl", "out.jsonl"]);
+  });
+
+  test("broken off, it goes on with its batch, and says so; its view tells the model", async () => {
+    await put("in.jsonl", jsonl(problems(8)));
+    const work = workUpTo(3);
+    const batchId = await brokenOffAfter(3, off);
+    work.release();
+    expect(await runTelling(off)).toEqual({ said: [["going on", batchId]], batchId });
+    expect(work.begun()).toBe(8);
+    expect((await system.view(batchId)).models).toEqual([{ role: "student", ...STUDENT, current: true }]);
+  });
+
+  test("broken off, and the model changed: all lines are sent anew, and the rest of the old batch is cancelled", async () => {
+    await put("in.jsonl", jsonl(problems(8)));
+    const work = workUpTo(3);
+    const old = await brokenOffAfter(3, off);
+    await publish("of another file");
+    const running = runTelling(off);
+    await until(async () => (await system.view(old)).timestamps.cancelledAt).not.toBeNull();
+    work.release();
+    const { said, batchId } = await running;
+    expect([said, batchId === old]).toEqual([[["starting anew", old]], false]);
+    expect((await system.view(old)).models).toContainEqual({ role: "student", ...STUDENT, current: false });
+    expect((await system.view(batchId!)).models).toEqual([{ role: "student", ...STUDENT, digest: "of another file", current: true }]);
+    expect(work.begun()).toBeGreaterThanOrEqual(11);
+  });
+
+  test("a model that was taken back, since its settings were changed, is not current before another is known", async () => {
+    await put("in.jsonl", jsonl(problems(8)));
+    const work = workUpTo(3);
+    const old = await brokenOffAfter(3, off);
+    await publishModel(system.queues.redis, "student", null);
+    work.release();
+    expect((await runTelling(off)).said).toEqual([["starting anew", old]]);
+  });
+
+  test("sent before any model was known, it has the models that come: one that is still there, then one that is not", async () => {
+    await publishModel(system.queues.redis, "student", null);
+    await put("in.jsonl", jsonl(problems(8)));
+    const work = workUpTo(3);
+    const batchId = await brokenOffAfter(0, off);
+    expect((await system.view(batchId)).models).toEqual([]);
+    await publish("the first");
+    const digests = async () => (await system.view(batchId)).models.map(({ digest, current }) => [digest, current]).sort();
+    await until(digests).toEqual([["the first", true]]);
+    expect(await brokenOffAfter(3, off)).toBe(batchId);
+    await publish("the second");
+    await until(digests).toEqual([
+      ["the first", false],
+      ["the second", true],
+    ]);
+    work.release();
+    expect((await runTelling(off)).said).toEqual([["starting anew", batchId]]);
+  });
+
+  test("another model's change does not matter, and other options are another batch", async () => {
+    await put("in.jsonl", jsonl(problems(8)));
+    const work = workUpTo(3);
+    const batchId = await brokenOffAfter(3, off);
+    await publishModel(system.queues.redis, "talker", { ...STUDENT, digest: "t", settings: "t" });
+    expect(await brokenOffAfter(3, off)).toBe(batchId);
+    work.release();
+    const { said, batchId: otherId } = await runTelling({ defaults: { ...off.defaults, sampling: { maxTokens: 7 } } });
+    expect([said, otherId === batchId]).toEqual([[], false]);
+  });
 });
