@@ -13,6 +13,7 @@ import { bearer } from "../../workers/engines/authorization.ts";
 import { ChatClient } from "../../workers/engines/chat-client.ts";
 import { createEmbeddedEngine } from "../../workers/engines/embedded.ts";
 import { solvePrompt } from "../../workers/solve/prompts.ts";
+import { TINY_SHAPE, writeRandomModel } from "../fixtures/random-model.ts";
 import { engineContract } from "./engine-contract.ts";
 
 const models = path.join(import.meta.dirname, "../../models");
@@ -41,6 +42,33 @@ async function answer(given: ModelProfile, problems: string[]) {
   await engine.stop(1000);
   return { texts: replies.map((reply) => reply.text), metrics };
 }
+
+test("64 different problems at once get the answers that they get in turn", async () => {
+  const lines = (await readFile(path.join(models, "held-out.jsonl"), "utf8")).split("\n", 64);
+  const problems = lines.map((line) => (JSON.parse(line) as { problem: string }).problem);
+  const inTurn = await answer({ ...profile, maxNumSeqs: 1 }, problems);
+  const atOnce = await answer(profile, problems);
+  expect(atOnce.texts).toEqual(inTurn.texts);
+});
+
+test("with the same seed an answer is the same, alone or beside others, its prompt read at once or in pieces", async () => {
+  const model = path.join(folder, "random.gguf");
+  await writeRandomModel(model, TINY_SHAPE);
+  const engine = createEngine();
+  const { baseUrl } = await engine.start({ ...profile, model });
+  await engine.ready(60_000);
+  const client = new ChatClient(baseUrl);
+  const ask = async (seed: number) => {
+    const messages = [{ role: "user", content: `${"7 + ".repeat(300)}1` }];
+    return (await client.chat({ messages, maxTokens: 40, temperature: 1, seed }, { signal: AbortSignal.timeout(60_000) })).text;
+  };
+  const alone = await ask(1);
+  const beside = await Promise.all([1, 2, 3, 4, 5, 6, 7, 1].map(ask));
+  expect([beside[0], beside[7]]).toEqual([alone, alone]);
+  expect(new Set(beside).size).toBe(7);
+  await client.close();
+  await engine.stop(1000);
+});
 
 test("an 8-bit KV cache serves the same problems", async () => {
   const { texts } = await answer({ ...profile, kvCacheBits: 8 }, ["What is 17 + 25?", "What is 6 * 7?"]);

@@ -3,6 +3,7 @@ import http from "node:http";
 import type { AddressInfo } from "node:net";
 import { Counter, Gauge, Registry } from "prom-client";
 import { MathllmError } from "../../queues/errors.ts";
+import type { TextPiece } from "./answer-text.ts";
 import { type CompletionRequest, completionRequestSchema, RequestError } from "./completion-request.ts";
 import type { EmbeddedProfile, FromChild, ToChild } from "./embedded-messages.ts";
 import { createRequestGuard } from "./request-guard.ts";
@@ -31,6 +32,8 @@ const promptTokens = counter("prompt_tokens_total", "Tokens read");
 const completionTokens = counter("completion_tokens_total", "Tokens generated");
 const draftTokens = counter("draft_tokens_total", "Tokens drafted");
 const draftAcceptedTokens = counter("draft_accepted_tokens_total", "Drafted tokens that the model accepted");
+const rounds = counter("rounds_total", "Rounds in which every running request took a step");
+const decodes = counter("decodes_total", "Decodes of the model: one a round unless something falls out of step");
 
 let profile: EmbeddedProfile;
 let pool: SequencePool | undefined;
@@ -52,6 +55,10 @@ async function route(request: http.IncomingMessage, response: http.ServerRespons
   if (address === "GET /metrics") {
     running.set(pool?.running ?? 0);
     waiting.set(pool?.waiting ?? 0);
+    rounds.reset();
+    rounds.inc(pool?.rounds ?? 0);
+    decodes.reset();
+    decodes.inc(pool?.decodes ?? 0);
     response.setHeader("content-type", registry.contentType).end(await registry.metrics());
     return;
   }
@@ -103,16 +110,16 @@ async function complete(pool: SequencePool, request: CompletionRequest, response
       `data: ${JSON.stringify({ ...envelope("chat.completion.chunk"), choices, ...(usage === undefined ? {} : { usage }) })}\n\n`,
     );
   const stream = request.stream === true;
-  let text = "";
-  const onText = (piece: string) => {
+  const whole = { content: "", reasoning: "" };
+  const onPiece = ({ kind, text }: TextPiece) => {
     if (!stream) {
-      text += piece;
+      whole[kind] += text;
       return;
     }
     if (!response.headersSent) response.writeHead(200, { "content-type": "text/event-stream", "cache-control": "no-store" });
-    chunk([{ index: 0, delta: { content: piece }, finish_reason: null }]);
+    chunk([{ index: 0, delta: kind === "content" ? { content: text } : { reasoning_content: text }, finish_reason: null }]);
   };
-  const done = await pool.complete(request, gone.signal, onText);
+  const done = await pool.complete(request, gone.signal, onPiece);
   count(done);
   const usage = {
     prompt_tokens: done.promptTokens,
@@ -120,7 +127,8 @@ async function complete(pool: SequencePool, request: CompletionRequest, response
     total_tokens: done.promptTokens + done.completionTokens,
   };
   if (!stream) {
-    const choices = [{ index: 0, message: { role: "assistant", content: text }, finish_reason: done.finishReason }];
+    const reasoning = whole.reasoning === "" ? {} : { reasoning_content: whole.reasoning };
+    const choices = [{ index: 0, message: { role: "assistant", content: whole.content, ...reasoning }, finish_reason: done.finishReason }];
     return json(response, 200, { ...envelope("chat.completion"), choices, usage });
   }
   if (!response.headersSent) response.writeHead(200, { "content-type": "text/event-stream", "cache-control": "no-store" });
