@@ -55,9 +55,9 @@ test("with the same seed an answer is the same, alone or beside others, its prom
   const model = path.join(folder, "random.gguf");
   await writeRandomModel(model, TINY_SHAPE);
   const engine = createEngine();
-  const { baseUrl } = await engine.start({ ...profile, model });
+  const { baseUrl, apiKey } = await engine.start({ ...profile, model });
   await engine.ready(60_000);
-  const client = new ChatClient(baseUrl);
+  const client = new ChatClient(baseUrl, { apiKey });
   const ask = async (seed: number) => {
     const messages = [{ role: "user", content: `${"7 + ".repeat(300)}1` }];
     return (await client.chat({ messages, maxTokens: 40, temperature: 1, seed }, { signal: AbortSignal.timeout(60_000) })).text;

@@ -16,7 +16,7 @@ async function load(file: string, chatTemplate?: string): Promise<SequencePool> 
   const modelPath = path.join(folder, file);
   await writeRandomModel(modelPath, TINY_SHAPE, chatTemplate);
   const contextTokens = TINY_SHAPE.contextTokens;
-  const profile = { modelPath, modelId: "random", digest: "", port: 0, maxModelLen: contextTokens, maxNumSeqs: PLACES };
+  const profile = { modelPath, modelId: "random", digest: "", apiKey: "", port: 0, maxModelLen: contextTokens, maxNumSeqs: PLACES };
   return SequencePool.load({ ...profile, kvCacheBits: 16, ngl: 0, threads: 1 });
 }
 
