@@ -8,7 +8,7 @@ import { OPTIMUM_TABLE, playSetting, readSettings } from "../../workers/gpu/opti
 import { DEFAULT_DEADLINES_MS, POLICIES } from "../../workers/gpu/policy.ts";
 import { gammaDraw } from "../../workers/gpu/random-times.ts";
 import { recordedLengths, recordedTraffic } from "../../workers/gpu/recorded-traffic.ts";
-import { settingsReport } from "../../workers/gpu/simulation-report.ts";
+import { settingsReport } from "../../workers/gpu/setting-reports.ts";
 import { type SimulatedJob, type SimulationOptions, simulate } from "../../workers/gpu/simulator.ts";
 import { swapDraw, syntheticTraffic } from "../../workers/gpu/synthetic-traffic.ts";
 import { TrafficMeter } from "../../workers/gpu/traffic-meter.ts";

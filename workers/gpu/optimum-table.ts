@@ -9,6 +9,9 @@ import { perModel, swapDraw, syntheticTraffic } from "./synthetic-traffic.ts";
 /** Ten systems with the least mean waits that any policy can reach on them; ships with the project. */
 export const OPTIMUM_TABLE = path.join(import.meta.dirname, "policy-optimum.jsonl");
 
+/** Erlang-6. */
+export const DEFAULT_SWAP_CV = 1 / Math.sqrt(6);
+
 const positiveMs = z.number().positive().max(86_400_000);
 const timeMs = z.union([positiveMs, z.strictObject({ student: positiveMs, talker: positiveMs })]);
 const exponent = z.number().min(0).max(1);
@@ -25,11 +28,7 @@ const settingSchema = z.strictObject({
   serviceCv: z.number().min(0).max(20).default(1),
   swapMs: timeMs,
   /** Erlang-6 unless told otherwise. */
-  swapCv: z
-    .number()
-    .min(0)
-    .max(5)
-    .default(1 / Math.sqrt(6)),
+  swapCv: z.number().min(0).max(5).default(DEFAULT_SWAP_CV),
   /** a: r jobs at once are together r^a times as fast as one. */
   batchExponent: z.union([exponent, z.strictObject({ student: exponent, talker: exponent })]).default(1),
   optimalMeanWaitMs: positiveMs.optional(),
