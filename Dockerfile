@@ -5,6 +5,6 @@ RUN npm ci --omit=dev && npm cache clean --force
 COPY . .
 RUN mkdir -p /data && chown node:node /data
 USER node
-ENV DATA_DIR=/data TELEMETRY_LOG=/data/telemetry.jsonl
+ENV DATA_DIR=/data
 ENTRYPOINT ["node", "mathllm.ts"]
 CMD ["start"]

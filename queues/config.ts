@@ -133,7 +133,7 @@ export const environmentShape: Record<string, z.ZodType> = {
   WEBHOOK_RETRY_MS: milliseconds(5000),
   WEBHOOK_TIMEOUT_MS: milliseconds(10_000),
   DATA_DIR: z.string().default(".mathllm"),
-  TELEMETRY_LOG: z.string().default("/tmp/mathllm_telemetry.jsonl"),
+  TELEMETRY_LOG: z.string().optional(),
   LOG_LEVEL: z.enum(["fatal", "error", "warn", "info", "debug", "trace", "silent"]).default("info"),
   OTEL_EXPORTER_OTLP_ENDPOINT: serverUrl.optional(),
   HF_TOKEN: z.string().optional().register(secrets, { configField: "hfToken" }),
@@ -250,6 +250,7 @@ export interface Config {
   };
   /** Absolute. */
   dataDir: string;
+  /** Absolute. */
   telemetryLog: string;
   logLevel: string;
   /** Where traces are sent, over OTLP/HTTP; without it there are none. */
@@ -356,7 +357,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
       timeoutMs: e.WEBHOOK_TIMEOUT_MS,
     },
     dataDir: path.resolve(e.DATA_DIR),
-    telemetryLog: e.TELEMETRY_LOG,
+    telemetryLog: path.resolve(e.TELEMETRY_LOG ?? path.join(e.DATA_DIR, "telemetry.jsonl")),
     logLevel: e.LOG_LEVEL,
     otlpEndpoint: e.OTEL_EXPORTER_OTLP_ENDPOINT,
     hfToken: e.HF_TOKEN,

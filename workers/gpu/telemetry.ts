@@ -1,5 +1,6 @@
 import { constants } from "node:fs";
-import { type FileHandle, open, rename, stat } from "node:fs/promises";
+import { type FileHandle, mkdir, open, rename, stat } from "node:fs/promises";
+import path from "node:path";
 import type { Logger } from "pino";
 
 const ROTATE_BYTES = 50 * 1024 * 1024;
@@ -9,8 +10,8 @@ export type TelemetryKind = "sample" | "job" | "decision" | "swap" | "oom" | "gu
 
 /**
  * The telemetry file: one JSON object a line, `{ts, kind, …}`; times in milliseconds, memory in bytes.
- * Mode 0600, a symbolic link is refused, and at 50 MB it is rotated to `.1` and `.2`. Only the worker writes it. Telemetry
- * never stops a job: an error is logged once and the rest is dropped.
+ * Mode 0600, in a folder that is made if need be; what is no regular file of ours under one name is refused, and at 50 MB it is rotated to
+ * `.1` and `.2`. Only the worker writes it. Telemetry never stops a job: an error is logged once and the rest is dropped.
  */
 export class Telemetry {
   readonly #path: string;
@@ -52,8 +53,8 @@ export class Telemetry {
       this.#broken = true;
       this.#pending = [];
       this.#log.warn(
-        { err: error, path: this.#path },
-        "telemetry is off: expected a file this user may write, not a symbolic link; set TELEMETRY_LOG to another path",
+        { path: this.#path, reason: (error as Error).message },
+        "telemetry is off: expected a file that is ours, or a place where one can be made; set TELEMETRY_LOG to another path",
       );
     } finally {
       this.#writing = undefined;
@@ -62,10 +63,17 @@ export class Telemetry {
 
   async #opened(): Promise<FileHandle> {
     if (this.#file === undefined) {
-      const flags = constants.O_WRONLY | constants.O_APPEND | constants.O_CREAT | constants.O_NOFOLLOW;
+      await mkdir(path.dirname(this.#path), { recursive: true, mode: 0o700 });
+      // O_NONBLOCK: to open a FIFO would otherwise wait for its reader.
+      const flags = constants.O_WRONLY | constants.O_APPEND | constants.O_CREAT | constants.O_NOFOLLOW | constants.O_NONBLOCK;
       this.#file = await open(this.#path, flags, 0o600);
+      const stats = await this.#file.stat();
+      const uid = process.getuid?.();
+      if (!stats.isFile()) throw new Error("it is no regular file");
+      if (uid !== undefined && stats.uid !== uid) throw new Error(`it belongs to another user (uid ${stats.uid}, not ${uid})`);
+      if (stats.nlink > 1) throw new Error("it is another name of a file that has several");
       await this.#file.chmod(0o600);
-      this.#sizeBytes = (await this.#file.stat()).size;
+      this.#sizeBytes = stats.size;
     }
     return this.#file;
   }
