@@ -29,7 +29,8 @@ export const ERROR_GUIDE: Record<ErrorCode, { cause: string; remedy: string }> =
   },
   "method-not-allowed": { cause: "The address exists and takes other methods.", remedy: "Use one of those in the Allow header." },
   "forbidden-origin": {
-    cause: "Without API keys Host and Origin have to be loopback names; with keys a page of another origin may change nothing.",
+    cause:
+      "A web page of another origin asked, one of another port of this machine included; or, without API keys, Host is no loopback name.",
     remedy: "Call it as localhost, make keys (mathllm keys add), or name the page's origin in CORS_ORIGINS.",
   },
   unauthorized: {

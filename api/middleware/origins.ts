@@ -1,4 +1,4 @@
-import type { RequestHandler } from "express";
+import type { Request, RequestHandler } from "express";
 import { MathllmError } from "../../queues/errors.ts";
 import { isLoopback, type KeyGate } from "../key-gate.ts";
 
@@ -6,14 +6,25 @@ const SAFE_METHODS = ["GET", "HEAD", "OPTIONS"];
 const PREFLIGHT_SECONDS = "600";
 
 /**
- * Which web pages may use the API: those of its own address and of `allowed`; all others get no CORS headers. While no keys are in use Host
- * and Origin have to be loopback names, since otherwise any page could reach the API through the user's browser, by a name that resolves to
- * 127.0.0.1 or by a plain form. With keys a page of another origin may still change nothing: the browser would send the key for it.
+ * Which web pages may use the API: those of its own address and of `allowed`; all others get no CORS headers.
+ *
+ * While no keys are in use, Host has to be a loopback name, since otherwise any page could reach the API by a name that resolves to 127.0.0.1,
+ * and Origin the very address that was asked: a page of another port is a stranger's program, too. With keys a page of another origin may
+ * change nothing, since the browser would send the key for it; its own may be served over TLS by a proxy, so its scheme is not compared.
+ *
+ * A browser tells with `Sec-Fetch-Site` also of requests that carry no Origin. Of those for pages of others only the opening of a page by a
+ * link is heard.
  */
 export function checkOrigin(gate: KeyGate, allowed: string[]): RequestHandler {
   return (request, response, next) => {
     const { host = "", origin } = request.headers;
     if (allowed.length > 0) response.vary("Origin");
+    if (!gate.closed && !isLoopback(host)) {
+      throw new MathllmError(
+        "forbidden-origin",
+        `Expected Host to be localhost or a loopback address, got ${shortened(host)}. Other names need API keys (mathllm keys add).`,
+      );
+    }
     if (origin !== undefined && allowed.includes(origin)) {
       response.set({
         "Access-Control-Allow-Origin": origin,
@@ -31,26 +42,28 @@ export function checkOrigin(gate: KeyGate, allowed: string[]): RequestHandler {
       }
       return next();
     }
-    const [, originHost = ""] = /^https?:\/\/(.+)$/.exec(origin ?? "") ?? [];
-    if (gate.closed) {
-      const isForeign = origin !== undefined && originHost.toLowerCase() !== host.toLowerCase();
-      if (isForeign && !SAFE_METHODS.includes(request.method)) {
-        throw new MathllmError(
-          "forbidden-origin",
-          `Expected Origin to be this address, ${shortened(host)}, or one of CORS_ORIGINS; got ${shortened(origin)}.`,
-        );
-      }
-      return next();
-    }
-    const foreign = !isLoopback(host) ? host : origin !== undefined && !isLoopback(originHost) ? origin : null;
-    if (foreign !== null) {
+    const own = (gate.closed ? ["http", "https"] : ["http"]).map((scheme) => `${scheme}://${host.toLowerCase()}`);
+    const isOwn = origin === undefined || own.includes(origin.toLowerCase());
+    if (!isOwn && !(gate.closed && SAFE_METHODS.includes(request.method))) {
       throw new MathllmError(
         "forbidden-origin",
-        `Expected Host and Origin to be localhost or a loopback address, got ${shortened(foreign)}. Other names need API keys (mathllm keys add), other origins CORS_ORIGINS.`,
+        `Expected Origin to be this address, ${shortened(own[0]!)}, or one of CORS_ORIGINS; got ${shortened(origin)}.`,
+      );
+    }
+    const site = request.get("sec-fetch-site");
+    if ((site === "cross-site" || site === "same-site") && !opensPage(request)) {
+      throw new MathllmError(
+        "forbidden-origin",
+        `Expected a request of this address's own pages, a link to it, or an Origin of CORS_ORIGINS; got one that the browser calls ${site}.`,
       );
     }
     next();
   };
+}
+
+/** By a link, in a tab of its own: the page that it stands on sees nothing of it. */
+function opensPage(request: Request): boolean {
+  return request.method === "GET" && request.get("sec-fetch-mode") === "navigate" && request.get("sec-fetch-dest") === "document";
 }
 
 function shortened(text: string): string {
