@@ -1,8 +1,9 @@
 import type { Command } from "commander";
+import type { Logger } from "pino";
 import { type ModelProfile, readConfig } from "../queues/config.ts";
 import { MathllmError } from "../queues/errors.ts";
 import { ROLES, type Role } from "../queues/names.ts";
-import type { Endpoint } from "../workers/engines/engine.ts";
+import type { Endpoint, PreparationProgress } from "../workers/engines/engine.ts";
 import { engineFactory } from "../workers/engines/engines.ts";
 import { FitCheck } from "../workers/gpu/fit-check.ts";
 import { identifyGpu } from "../workers/gpu/gpu-identity.ts";
@@ -11,6 +12,8 @@ import { ownerName, takeHostLock } from "../workers/gpu/host-lock.ts";
 import { oneOf } from "./options.ts";
 import { EXIT_FAILED, logTo, type Run, say } from "./run.ts";
 import { makeDataDir, untilSignalled } from "./system.ts";
+
+const PROGRESS_EVERY_MS = 2000;
 
 export function addServe(program: Command, run: Run): void {
   program
@@ -25,7 +28,10 @@ export function addServe(program: Command, run: Run): void {
 async function runServe(role: Role, { dryRun, force }: { dryRun?: boolean; force?: boolean }): Promise<number> {
   const config = readConfig();
   if (dryRun === true) {
-    const { command, notes } = await engineFactory(config, logTo(config))(config.profiles[role]).dryRun(config.profiles[role]);
+    const profile = config.profiles[role];
+    const engine = engineFactory(config, logTo(config))(profile);
+    await engine.prepare(profile);
+    const { command, notes } = await engine.dryRun(profile);
     if (command !== "") say(`${command}\n`);
     for (const note of notes) process.stderr.write(`${note}\n`);
     return 0;
@@ -44,6 +50,7 @@ async function runServe(role: Role, { dryRun, force }: { dryRun?: boolean; force
   const fitCheck = new FitCheck({ ...config, forceLoad: config.forceLoad || force === true }, card ?? gpuId, log);
   const profile = await fitCheck.check(config.profiles[role], card === null ? null : await readVram(card));
   const engine = engineFactory(config, log)(profile, visibleGpu);
+  await engine.prepare(profile, { onProgress: progressLog(profile.model, log) });
   const endpoint = await engine.start(profile);
   try {
     const model = await engine.ready(config.engineStartTimeoutMs);
@@ -75,4 +82,14 @@ function tryIt({ baseUrl, apiKey }: Endpoint, modelId: string, { role, apiKey: o
   const body = JSON.stringify({ model: modelId, messages: [{ role: "user", content: "What is 17 + 25?" }] });
   const header = key === undefined ? "" : ` -H "authorization: Bearer ${key}"`;
   return `try it  curl -s ${baseUrl}/v1/chat/completions${header} -H 'content-type: application/json' -d '${body}'\n`;
+}
+
+/** Says every two seconds how far a download is. */
+function progressLog(model: string, log: Logger): (progress: PreparationProgress) => void {
+  let loggedAt = 0;
+  return ({ doing, doneBytes, totalBytes }) => {
+    if (Date.now() - loggedAt < PROGRESS_EVERY_MS) return;
+    loggedAt = Date.now();
+    log.info({ model, doneBytes, totalBytes }, doing);
+  };
 }

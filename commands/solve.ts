@@ -24,7 +24,7 @@ async function runSolve(
   const { jobId } = await api.submit({ problem, explain: options.explain ?? false, priority: options.priority ?? "interactive" });
   const interrupted = new AbortController();
   process.once("SIGINT", () => interrupted.abort(new Error(`Stopped waiting; the job goes on: ${api.baseUrl}/jobs/${jobId}`)));
-  const view = await api.finished(jobId, interrupted.signal);
+  const view = await api.finished(jobId, interrupted.signal, (reason) => process.stderr.write(`It waits: ${reason}\n`));
   if (options.json) {
     say(`${JSON.stringify(view)}\n`);
   } else {

@@ -36,6 +36,8 @@ export function parseRateLimit(text: string): RateLimit | null | undefined {
 
 const seconds = (ms: number | null) => (ms === null ? "–" : `${(ms / 1000).toFixed(1)} s`);
 
+const PREPARATIONS = { preparing: "not on this machine yet, its jobs wait", failed: "can't be had, its jobs wait" };
+
 export function gpuReport(view: GpuView): string {
   if (view.gpus.length === 0) return `No GPU is held by a worker.\n${queueReport(view.queues)}`;
   return view.gpus.map(oneGpu).join("\n") + queueReport(view.queues);
@@ -51,7 +53,8 @@ function oneGpu(gpu: GpuView["gpus"][number]): string {
   if (gpu.vram !== null)
     lines.push(`  VRAM ${(gpu.vram.usedBytes / 2 ** 30).toFixed(1)} of ${(gpu.vram.totalBytes / 2 ** 30).toFixed(1)} GiB`);
   for (const role of ROLES) {
-    const { circuit, ladder, error, capacity } = gpu.models[role];
+    const { preparation, circuit, ladder, error, capacity } = gpu.models[role];
+    if (preparation.state !== "ready") lines.push(`  ${role}: ${PREPARATIONS[preparation.state]}; ${preparation.reason}`);
     if (circuit.state !== "closed") lines.push(`  ${role}: circuit ${circuit.state}; ${error ?? "waiting for a job to prove it"}`);
     if (ladder.length > 0)
       lines.push(`  ${role}: runs with less (${JSON.stringify(capacity)}) after ${ladder.map(({ step }) => step).join(", ")}`);

@@ -4,6 +4,8 @@ import { JOB_EVENTS, type JobEvent, type JobEventName } from "../queues/job-even
 import { type SentEvent, sentEvents } from "./event-stream.ts";
 
 const WAIT_SECONDS = 30;
+/** A reason to wait may change meanwhile. */
+const REASON_WAIT_SECONDS = 2;
 
 /** A problem document as an error of the table. */
 async function problemOf(response: Response): Promise<MathllmError> {
@@ -36,11 +38,14 @@ export class ApiClient {
     return jobViewSchema.parse(await this.json(`/jobs/${jobId}?wait=${waitSeconds}`, { signal }));
   }
 
-  /** Follows a job to its end by long polls. Rejects when `signal` aborts. */
-  async finished(jobId: string, signal?: AbortSignal): Promise<JobView> {
+  /** Follows a job to its end by long polls. `onReason` hears why it does not go on, whenever that changes. Rejects when `signal` aborts. */
+  async finished(jobId: string, signal?: AbortSignal, onReason?: (reason: string) => void): Promise<JobView> {
+    let told: string | null = null;
     for (;;) {
-      const view = await this.job(jobId, WAIT_SECONDS, signal);
+      const view = await this.job(jobId, onReason === undefined ? WAIT_SECONDS : REASON_WAIT_SECONDS, signal);
       if (TERMINAL_STATUSES.includes(view.status)) return view;
+      if (view.reason !== null && view.reason !== told) onReason?.(view.reason);
+      told = view.reason;
     }
   }
 

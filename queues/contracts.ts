@@ -274,8 +274,20 @@ const capacitySchema = z.object({
 });
 export type Capacity = z.infer<typeof capacitySchema>;
 
+const preparationSchema = z.object({
+  /** `ready`: all that a start reads is on the worker's machine and whole. `failed`: it is tried again at `retryAt`. */
+  state: z.enum(["preparing", "ready", "failed"]),
+  /** What is being done, how far, or why it failed; null when ready. */
+  reason: z.string().nullable(),
+  doneBytes: z.number().nullable(),
+  totalBytes: z.number().nullable(),
+  retryAt: z.number().nullable(),
+});
+
 const modelStatusSchema = z.object({
   model: z.string(),
+  /** Until it is ready the model is not loaded and its jobs wait. */
+  preparation: preparationSchema,
   /** What it runs with. */
   capacity: capacitySchema,
   /** Out-of-memory answers so far, oldest first; empty when it runs as configured. */
@@ -294,7 +306,7 @@ const modelStatusSchema = z.object({
   swapMs: z.number().nullable(),
   contextTokens: z.number().nullable(),
   digest: z.string().nullable(),
-  /** Why the model can't be loaded at the moment; its jobs wait. */
+  /** Why the model can't be loaded at the moment, a preparation that failed included; its jobs wait. */
   error: z.string().nullable(),
 });
 

@@ -2,10 +2,11 @@ import { type Backlog, standingIn } from "./backlog.ts";
 import type { WorkerStatus } from "./contracts.ts";
 import { PRIORITY_CLASSES, type PriorityClass, ROLES, type Role } from "./names.ts";
 import { type EstimatedModel, estimateWaitMs } from "./wait-estimate.ts";
+import { hasResident } from "./worker-status.ts";
 
 /**
  * Milliseconds from now until a job of this queue and class with `ahead` jobs before it is picked, from what the live workers have
- * measured; null when nobody serves the queues or a needed average is missing.
+ * measured; null when nobody serves the queues, has the model on its machine, or a needed average is missing.
  */
 export function expectedWaitMs(
   role: Role,
@@ -16,16 +17,19 @@ export function expectedWaitMs(
   now: number,
 ): number | null {
   const serving = workers.filter((worker) => worker.phase !== "standby" && worker.phase !== "stopping" && !worker.drained);
-  const has = (each: WorkerStatus, of: Role | null) => each.residentModel === of || each.coresidentModel === of;
-  const worker = serving.find((each) => has(each, role)) ?? serving.find((each) => each.loadingModel === role) ?? serving[0];
+  const canServe = (of: Role) => serving.some((each) => hasResident(each, of) || each.models[of].preparation.state === "ready");
+  if (!canServe(role)) return null;
+  const worker = serving.find((each) => hasResident(each, role)) ?? serving.find((each) => each.loadingModel === role) ?? serving[0];
   if (worker === undefined) return null;
-  const resident = has(worker, role) ? role : (worker.residentModel ?? worker.loadingModel);
-  const running = serving.filter((each) => has(each, resident)).reduce((sum, each) => sum + each.running, 0);
+  const resident = hasResident(worker, role) ? role : (worker.residentModel ?? worker.loadingModel);
+  const running = serving.filter((each) => hasResident(each, resident)).reduce((sum, each) => sum + each.running, 0);
   const model = (of: Role): EstimatedModel => {
     const { arrivalsPerMs, serviceMs, swapMs } = worker.models[of];
-    const having = serving.filter((each) => has(each, of));
+    const having = serving.filter((each) => hasResident(each, of));
     const slots = (having.length === 0 ? [worker] : having).reduce((sum, each) => sum + each.models[of].capacity.maxNumSeqs, 0);
     const oldest = backlog[of].oldest[name];
+    // Nobody swaps to a model that is not on its machine yet.
+    if (!canServe(of)) return { arrivalsPerMs: 0, serviceMs, swapMs, slots, depth: 0, oldestAgeMs: 0 };
     return {
       arrivalsPerMs,
       serviceMs,
@@ -41,7 +45,7 @@ export function expectedWaitMs(
     ahead,
     models: Object.fromEntries(ROLES.map((of) => [of, model(of)])) as Record<Role, EstimatedModel>,
     resident,
-    ready: has(worker, resident),
+    ready: hasResident(worker, resident),
     running,
     deadlineMs: worker.deadlinesMs[name],
   });

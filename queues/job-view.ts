@@ -9,7 +9,7 @@ import { expectedWaitMs } from "./expected-wait.ts";
 import { isVote } from "./job-stages.ts";
 import { clientJobId, isExplainId, type Role, roleOfJobId, sampleId, studentStageId } from "./names.ts";
 import type { Queues } from "./open-queues.ts";
-import { liveWorkers } from "./worker-status.ts";
+import { liveWorkers, type Unavailability, unavailability } from "./worker-status.ts";
 
 /** One stage as it stands in BullMQ. */
 export interface StageSnapshot {
@@ -259,7 +259,7 @@ function outcomeOf(job: JobSnapshot): Outcome {
   if (!stages.some((stage) => stage.state === "active")) {
     if (job.cancelledAt !== null) return ended("cancelled", errorOf("cancelled", "Cancelled on request."), job.cancelledAt);
     if (data.deadlineAt !== undefined && data.deadlineAt <= job.now) {
-      return ended("failed", errorOf("deadline-exceeded", deadlineDetail(data, refusalOf(job))), data.deadlineAt);
+      return ended("failed", errorOf("deadline-exceeded", deadlineDetail(data, refusalOf(job)?.detail ?? null)), data.deadlineAt);
     }
   }
   const started = stages.some((stage) => stage.attempts > 0);
@@ -301,14 +301,14 @@ function reasonOf(job: JobSnapshot): string | null {
   if (running) return null;
   if (job.liveWorkers.length === 0) return "no-worker";
   const refusal = refusalOf(job);
-  if (refusal !== null) return `model-unavailable: ${refusal}`;
+  if (refusal !== null) return `${refusal.code}: ${refusal.detail}`;
   if (job.queue?.paused === true) return "paused: the queue is paused";
   if ((job.queue?.limitedMs ?? 0) > 0) return "rate-limited: as many jobs as the queue's rate limit allows have been begun";
   return job.liveWorkers.every((worker) => worker.drained) ? "drained: an operator has stopped the workers from taking jobs" : null;
 }
 
-/** Why the model of the stage that waits can't be loaded; null when it can. */
-function refusalOf(job: JobSnapshot): string | null {
-  const waiting = job.stages.find((stage) => stage.state !== "completed");
-  return job.liveWorkers.map((worker) => waiting && worker.models[waiting.role].error).find((error) => error != null) ?? null;
+/** Why no worker can load the model of the stage that waits; null when one can. */
+function refusalOf({ stages, liveWorkers }: JobSnapshot): Unavailability | null {
+  const waiting = stages.find((stage) => stage.state !== "completed");
+  return waiting === undefined ? null : unavailability(liveWorkers, waiting.role);
 }

@@ -1,6 +1,6 @@
 import type { Redis } from "./connection.ts";
 import { WORKER_STALE_MS, type WorkerStatus, workerStatusSchema } from "./contracts.ts";
-import { keys } from "./names.ts";
+import { keys, type Role } from "./names.ts";
 
 /** Workers that have beaten within `WORKER_STALE_MS`. An entry of another version's form is skipped. */
 export async function liveWorkers(redis: Redis, now = Date.now()): Promise<WorkerStatus[]> {
@@ -8,6 +8,30 @@ export async function liveWorkers(redis: Redis, now = Date.now()): Promise<Worke
     const status = parseStatus(text);
     return status !== undefined && now - status.beatAt <= WORKER_STALE_MS ? [status] : [];
   });
+}
+
+/** Whether this model is on the worker's GPU, or beside it. */
+export function hasResident(worker: WorkerStatus, role: Role | null): boolean {
+  return worker.residentModel === role || worker.coresidentModel === role;
+}
+
+export interface Unavailability {
+  code: "model-unavailable" | "model-preparing";
+  /** For people. */
+  detail: string;
+}
+
+/** Why none of the workers can load a role's model, or has it on its machine yet; null when one can, or there are none. */
+export function unavailability(workers: WorkerStatus[], role: Role): Unavailability | null {
+  const holding = workers.filter(({ phase }) => phase !== "standby");
+  const able = holding.length > 0 ? holding : workers;
+  if (able.some((worker) => hasResident(worker, role))) return null;
+  const models = able.map((worker) => worker.models[role]);
+  if (models.some(({ error, preparation }) => error === null && preparation.state === "ready")) return null;
+  const error = models.find((model) => model.error !== null)?.error;
+  if (error != null) return { code: "model-unavailable", detail: error };
+  const reason = models.find(({ preparation }) => preparation.reason !== null)?.preparation.reason;
+  return reason == null ? null : { code: "model-preparing", detail: reason };
 }
 
 /** Writes this worker's heartbeat. */

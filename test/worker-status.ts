@@ -2,6 +2,7 @@ import type { WorkerStatus } from "../queues/contracts.ts";
 
 export const modelStatus: WorkerStatus["models"]["student"] = {
   model: "m",
+  preparation: { state: "ready", reason: null, doneBytes: null, totalBytes: null, retryAt: null },
   capacity: { maxNumSeqs: 2, maxModelLen: 4096, kvCacheBits: 16 },
   ladder: [],
   circuit: { state: "closed", failures: 0, until: null },

@@ -29,6 +29,7 @@ import { ModelSlot } from "./gpu/model-slot.ts";
 import { readIntoPageCache } from "./gpu/page-cache.ts";
 import { claimLoad, peersOf } from "./gpu/peers.ts";
 import { POLICIES } from "./gpu/policy.ts";
+import { Preparations } from "./gpu/preparations.ts";
 import { publishLoaded, retractOutdated } from "./gpu/published-model.ts";
 import { StageMetrics } from "./gpu/stage-metrics.ts";
 import { takeGpu } from "./gpu/succession.ts";
@@ -110,6 +111,16 @@ export async function startGpuWorker({ config, redisUrl, createEngine: engineOn,
       return guardrails.capacity("talker").maxNumSeqs;
     },
   });
+  const preparations = new Preparations({
+    profiles: config.profiles,
+    createEngine,
+    onChange: (role, { state, reason }) => {
+      if (state === "failed") tell("guardrail", { role, action: "preparation-failed", reason });
+      void beat();
+      wakeAll();
+    },
+    log,
+  });
   const fitCheck = new FitCheck(config, card ?? gpuId, log);
   const lanes = rolesOfLanes(config.talkerCoresident).map((roles): Lane => {
     const slot = new ModelSlot({
@@ -154,6 +165,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine: engineOn,
     lease,
     lanes,
     guardrails,
+    preparations,
     meter,
     drained: () => control.drained,
     vram: () => monitor.vram,
@@ -170,7 +182,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine: engineOn,
     telemetry,
     slotOf: (role) => laneOf(lanes, role).slot,
     cache,
-    unavailable: (role) => guardrails.status(role, Date.now()).error,
+    unavailable: (role) => guardrails.status(role, Date.now()).error ?? preparations.status(role).reason,
     onDone: (role) => guardrails.jobDone(role),
     onPoison: (role, jobId, reason) => tell("guardrail", { action: "job-set-aside", role, jobId, reason }),
     onError,
@@ -204,6 +216,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine: engineOn,
       workers,
       slot: lane.slot,
       guardrails,
+      preparations,
       policy: POLICIES[config.gpuPolicy],
       deadlinesMs: config.deadlinesMs,
       meter,
@@ -232,10 +245,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine: engineOn,
         }
       },
       bringForward,
-      prefetch: async (role, signal) => {
-        const profile = guardrails.profile(role);
-        await readIntoPageCache(await createEngine(profile).weightFiles(profile), signal);
-      },
+      prefetch: async (role, signal) => void (await readIntoPageCache(preparations.files(role), signal)),
       onPick: (role, job) => {
         report.picked(role, job, Date.now());
         tally.picked(role, job, Date.now());
@@ -297,6 +307,7 @@ export async function startGpuWorker({ config, redisUrl, createEngine: engineOn,
     gpu: monitor.latest,
   }));
   await pruneStatuses(redis);
+  preparations.start();
   await beat();
   const subscriber = connect();
   await listenForCancels(subscriber, (jobId) => cancelRunning(workers, jobId));
@@ -382,7 +393,9 @@ export async function startGpuWorker({ config, redisUrl, createEngine: engineOn,
     sampler.stop();
     const cut = setTimeout(() => void cutOff(), graceMs);
     await holding.catch(() => {});
+    const nothingFetched = preparations.stop();
     await stopDispatchers(graceMs).catch((error) => log.error({ err: error }, "a model server could not be stopped"));
+    await nothingFetched;
     clearTimeout(cut);
     clearInterval(heartbeat);
     await wakeSignal.close();

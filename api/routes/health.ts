@@ -1,12 +1,16 @@
 import { Router } from "express";
 import type { WorkerStatus } from "../../queues/contracts.ts";
+import { ROLES } from "../../queues/names.ts";
 import type { Queues } from "../../queues/open-queues.ts";
-import { liveWorkers } from "../../queues/worker-status.ts";
+import { liveWorkers, unavailability } from "../../queues/worker-status.ts";
 import { onlyMethods } from "../middleware/problems.ts";
 
 const READY_TIMEOUT_MS = 1000;
 
-/** `/healthz`: this process lives. `/readyz`: Redis answers and a worker is alive; never later than a second. */
+/**
+ * `/healthz`: this process lives. `/readyz`: Redis answers and a worker is alive; never later than a second. What is accepted then is kept
+ * and served, also the jobs of a model that no worker can load at the moment: the reason says which, and why.
+ */
 export function healthRoutes(queues: Queues): Router {
   const router = Router();
   router.get("/healthz", (_request, response) => {
@@ -15,16 +19,23 @@ export function healthRoutes(queues: Queues): Router {
   router.get("/readyz", async (_request, response) => {
     const workers = await workersInTime(queues);
     const ready = workers !== undefined && workers.length > 0;
+    const reason = workers === undefined ? "redis-unavailable" : workers.length === 0 ? "no-worker" : unavailableModels(workers);
     response.status(ready ? 200 : 503).json({
       ready,
       redis: workers !== undefined,
       workers: workers?.length ?? 0,
       residentModel: workers?.find((worker) => worker.residentModel !== null)?.residentModel ?? null,
-      reason: workers === undefined ? "redis-unavailable" : workers.length === 0 ? "no-worker" : null,
+      reason,
     });
   });
   router.all(["/healthz", "/readyz"], onlyMethods("GET"));
   return router;
+}
+
+/** null when each model can be loaded, or is, by some worker. */
+function unavailableModels(workers: WorkerStatus[]): string | null {
+  const reasons = ROLES.flatMap((role) => unavailability(workers, role)?.detail ?? []);
+  return reasons.length === 0 ? null : reasons.join("; ");
 }
 
 async function workersInTime(queues: Queues): Promise<WorkerStatus[] | undefined> {

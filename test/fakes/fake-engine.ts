@@ -2,7 +2,16 @@ import http from "node:http";
 import type { AddressInfo } from "node:net";
 import type { ModelProfile } from "../../queues/config.ts";
 import type { Role } from "../../queues/names.ts";
-import type { Endpoint, Engine, EngineExit, EngineMetrics, Footprint, ReadyModel } from "../../workers/engines/engine.ts";
+import type {
+  Endpoint,
+  Engine,
+  EngineExit,
+  EngineMetrics,
+  Footprint,
+  PreparedModel,
+  PrepareOptions,
+  ReadyModel,
+} from "../../workers/engines/engine.ts";
 
 /** Watches all fake engines of one GPU and writes down what must never happen. */
 export class FakeGpu {
@@ -17,17 +26,20 @@ export class FakeGpu {
   /** Milliseconds of one answer; the text is what `answer` makes of the last message, and of the seed if there is one. */
   serviceMs: (prompt: string, seed?: number) => number = () => 1;
   answer: (prompt: string, seed?: number) => string = () => "It is 1.\n\\boxed{1}";
+  /** The preparation of a profile: what it takes, and the files that it is made of. */
+  prepare: (profile: ModelProfile, options: PrepareOptions) => Promise<PreparedModel> = async () => ({ files: [] });
+  /** What stands between the call of `start` and its beginning. */
+  starting: (profile: ModelProfile) => Promise<void> = async () => {};
+  /** Roles whose preparation has ended well. */
+  readonly prepared = new Set<Role>();
   /** What the load of a profile fails with; null: it does not. */
   loadError: (profile: ModelProfile) => Error | null = () => null;
   /** What the health check of every server says. */
   healthy = true;
+  /** Those that were started, in order. */
   readonly engines: FakeEngine[] = [];
 
-  create = (profile: ModelProfile): Engine => {
-    const engine = new FakeEngine(this, profile);
-    this.engines.push(engine);
-    return engine;
-  };
+  create = (profile: ModelProfile): Engine => new FakeEngine(this, profile);
 }
 
 /** A model server inside this process: real HTTP, no model. */
@@ -49,7 +61,17 @@ export class FakeEngine implements Engine {
     });
   }
 
+  async prepare(profile: ModelProfile, options: PrepareOptions = {}): Promise<PreparedModel> {
+    this.#gpu.prepared.delete(this.role);
+    const prepared = await this.#gpu.prepare(profile, options);
+    this.#gpu.prepared.add(this.role);
+    return prepared;
+  }
+
   async start(): Promise<Endpoint> {
+    this.#gpu.engines.push(this);
+    await this.#gpu.starting(this.#profile);
+    if (!this.#gpu.prepared.has(this.role)) this.#gpu.violations.push(`${this.role} loaded before it was prepared`);
     if (this.#gpu.up > 0) this.#gpu.violations.push(`${this.role} loaded while ${this.#gpu.up} up`);
     this.#gpu.up++;
     this.#gpu.maxUp = Math.max(this.#gpu.maxUp, this.#gpu.up);
@@ -87,10 +109,6 @@ export class FakeEngine implements Engine {
 
   async health(): Promise<void> {
     if (!this.#gpu.healthy) throw new Error("no answer");
-  }
-
-  async weightFiles(): Promise<string[]> {
-    return [];
   }
 
   async footprint(): Promise<Footprint> {

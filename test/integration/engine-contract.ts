@@ -96,8 +96,8 @@ export function engineContract(name: string, createEngine: () => Engine, profile
       await engine.health(5000);
     });
 
-    test("the files that a load reads are known", async () => {
-      const files = await engine.weightFiles(profile);
+    test("a preparation tells the files that a load reads", async () => {
+      const { files } = await createEngine().prepare(profile);
       const sizes = files.map((file) => statSync(file).size);
       expect(Math.min(...sizes)).toBeGreaterThan(100_000);
       expect(await readIntoPageCache(files, never)).toBe(sizes.reduce((a, b) => a + b));
@@ -309,7 +309,9 @@ export function engineContract(name: string, createEngine: () => Engine, profile
     });
 
     test("a missing model", async () => {
-      await expect(createEngine().start({ ...profile, model: "/nowhere/model.gguf" })).rejects.toMatchObject({ code: "model-missing" });
+      const missing = { ...profile, model: "/nowhere/model.gguf" };
+      await expect(createEngine().prepare(missing)).rejects.toMatchObject({ code: "model-missing" });
+      await expect(createEngine().start(missing)).rejects.toMatchObject({ code: "model-missing" });
     });
 
     test("the footprint is known before loading", async () => {

@@ -1,12 +1,15 @@
+import { type ChildProcess, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { once } from "node:events";
-import { mkdtemp, readdir, readFile, rm, stat, statfs } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, stat, statfs, utimes } from "node:fs/promises";
 import http from "node:http";
 import type { AddressInfo } from "node:net";
 import os from "node:os";
 import path from "node:path";
+import readline from "node:readline";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
-import { type DownloadProgress, resolveModelFile } from "../../workers/engines/model-file.ts";
+import type { PreparationProgress } from "../../workers/engines/engine.ts";
+import { presentModelFile, resolveModelFile } from "../../workers/engines/model-file.ts";
 
 vi.mock("node:fs/promises", async (original) => {
   const real = await original<typeof import("node:fs/promises")>();
@@ -26,6 +29,7 @@ let dataDir: string;
 let served: { method: string; url: string; range?: string; authorization?: string }[];
 let published: { oid: string; size: number } | undefined;
 let requiredToken: string | undefined;
+const children: ChildProcess[] = [];
 /** How many downloads are broken off after `PART_BYTES`, and whether by closing the connection or by silence. */
 let broken: { times: number; how: "cut" | "silent" };
 
@@ -67,6 +71,11 @@ function answer(request: http.IncomingMessage, response: http.ServerResponse): v
 /** The library first asks for the file without a range, only to read the headers; the bytes come by ranges. */
 const partsAsked = () => served.filter(({ range }) => range !== undefined).length;
 
+const bytesAsked = () =>
+  served
+    .map(({ range }) => /bytes=(\d+)-(\d+)/.exec(range ?? ""))
+    .reduce((sum, asked) => sum + (asked === null ? 0 : Number(asked[2]) + 1 - Number(asked[1])), 0);
+
 beforeEach(async () => {
   served = [];
   published = { oid: sha256, size: weights.length };
@@ -79,6 +88,7 @@ beforeEach(async () => {
   vi.stubEnv("HF_ENDPOINT", `http://127.0.0.1:${(hub.address() as AddressInfo).port}`);
 });
 afterEach(async () => {
+  for (const child of children.splice(0)) child.kill("SIGKILL");
   vi.unstubAllEnvs();
   hub.closeAllConnections();
   hub.close();
@@ -86,16 +96,17 @@ afterEach(async () => {
 });
 
 test("a model is downloaded once, with progress, and its digest is the published one", async () => {
-  const progress: DownloadProgress[] = [];
+  const progress: PreparationProgress[] = [];
   const file = await resolveModelFile(REFERENCE, { dataDir, onProgress: (at) => progress.push(at) });
   expect(file).toMatchObject({ digest: sha256, sizeBytes: weights.length });
   expect(path.dirname(file.path)).toBe(path.join(dataDir, "models"));
   expect(weights.equals(await readFile(file.path))).toBe(true);
   expect(progress.length).toBeGreaterThan(0);
-  for (const { downloadedBytes, totalBytes } of progress) {
+  for (const { doneBytes, totalBytes } of progress) {
     expect(totalBytes).toBe(weights.length);
-    expect(downloadedBytes).toBeLessThanOrEqual(totalBytes);
+    expect(doneBytes).toBeLessThanOrEqual(weights.length);
   }
+  expect(new Set(progress.map(({ doing }) => doing))).toEqual(new Set(["downloading", "checking"]));
   const parts = partsAsked();
   expect(parts).toBeGreaterThan(0);
   expect(await resolveModelFile(REFERENCE, { dataDir })).toEqual(file);
@@ -164,11 +175,65 @@ test("a download that was stopped keeps what it has and fetches only the rest th
   await rejected;
 
   const first = partsAsked();
-  const progress: DownloadProgress[] = [];
+  const progress: PreparationProgress[] = [];
   const file = await resolveModelFile(REFERENCE, { dataDir, onProgress: (at) => progress.push(at) });
   expect(file.digest).toBe(sha256);
   expect(partsAsked() - first).toBeLessThan(first);
-  expect(progress[0]!.downloadedBytes).toBeGreaterThan(PART_BYTES);
+  expect(progress[0]!.doneBytes).toBeGreaterThan(PART_BYTES);
+});
+
+test("those that want one file at the same time share one download, which goes on while one of them is left", async () => {
+  const stopped = new AbortController();
+  const progress: PreparationProgress[][] = [[], []];
+  const given = resolveModelFile(REFERENCE, {
+    dataDir,
+    signal: stopped.signal,
+    onProgress: () => stopped.abort(new Error("not any more")),
+  });
+  const wanted = progress.map((seen) => resolveModelFile(REFERENCE, { dataDir, onProgress: (at) => seen.push(at) }));
+  await expect(given).rejects.toThrow("not any more");
+  for (const file of await Promise.all(wanted)) expect(file).toMatchObject({ digest: sha256 });
+  for (const seen of progress) expect(seen.length).toBeGreaterThan(0);
+  expect(bytesAsked()).toBe(weights.length);
+});
+
+test("of two processes on one folder one downloads, and the other waits for its file", async () => {
+  broken = { times: 1, how: "silent" };
+  const stopped = new AbortController();
+  const first = resolveModelFile(REFERENCE, { dataDir, signal: stopped.signal });
+  await expect.poll(() => bytesIn(path.join(dataDir, "models"))).toBeGreaterThan(PART_BYTES);
+  const second = otherProcess();
+  expect((await second.heard("progress"))[1]).toMatchObject({ doing: "waiting" });
+  stopped.abort(new Error("the worker stops"));
+  await expect(first).rejects.toThrow("the worker stops");
+  const asked = partsAsked();
+  expect((await second.heard("file"))[1]).toMatchObject({ digest: sha256 });
+  expect(partsAsked() - asked).toBeLessThan(asked);
+});
+
+test("a process that is killed with -9 in mid-download leaves a lock that lapses and a download that is resumed", async () => {
+  broken = { times: 1, how: "silent" };
+  const models = path.join(dataDir, "models");
+  const killed = otherProcess();
+  await expect.poll(() => bytesIn(models), { timeout: 10_000 }).toBeGreaterThan(PART_BYTES);
+  killed.child.kill("SIGKILL");
+  await once(killed.child, "exit");
+  const lock = (await readdir(models)).find((name) => name.endsWith(".lock"))!;
+  // As it looks five seconds later.
+  await utimes(path.join(models, lock), new Date(Date.now() - 6000), new Date(Date.now() - 6000));
+  const asked = partsAsked();
+  expect(await resolveModelFile(REFERENCE, { dataDir })).toMatchObject({ digest: sha256 });
+  expect(partsAsked() - asked).toBeLessThan(asked);
+  expect((await readdir(models)).filter((name) => !name.endsWith(".gguf"))).toEqual([]);
+});
+
+test("what was downloaded and is gone again is not fetched by a start", async () => {
+  const file = await resolveModelFile(REFERENCE, { dataDir });
+  expect(await presentModelFile(REFERENCE, { dataDir })).toEqual(file);
+  await rm(file.path);
+  const asked = served.length;
+  await expect(presentModelFile(REFERENCE, { dataDir })).rejects.toMatchObject({ code: "model-missing" });
+  expect(served.length).toBe(asked);
 });
 
 test("a connection that is cut is taken up again by itself", async () => {
@@ -195,6 +260,25 @@ test("too little disk is said before anything is fetched, with the numbers", asy
   });
   expect(partsAsked()).toBe(0);
 });
+
+/** Another process that resolves the same reference in the same folder, and what it says of that. */
+function otherProcess(): { child: ChildProcess; heard: (what: "progress" | "file") => Promise<[string, unknown]> } {
+  const script = `
+    const { resolveModelFile } = await import(${JSON.stringify(path.join(import.meta.dirname, "../../workers/engines/model-file.ts"))});
+    const say = (what, value) => console.log(JSON.stringify([what, value]));
+    const onProgress = (progress) => say("progress", progress);
+    say("file", await resolveModelFile(${JSON.stringify(REFERENCE)}, { dataDir: ${JSON.stringify(dataDir)}, onProgress }));
+    process.exit(0);`;
+  const child = spawn(process.execPath, ["--input-type=module", "-e", script], { stdio: ["ignore", "pipe", "inherit"] });
+  children.push(child);
+  const lines: [string, unknown][] = [];
+  readline.createInterface({ input: child.stdout! }).on("line", (line) => lines.push(JSON.parse(line)));
+  const heard = async (what: string) => {
+    await expect.poll(() => lines.some(([said]) => said === what), { timeout: 20_000 }).toBe(true);
+    return lines.find(([said]) => said === what)!;
+  };
+  return { child, heard };
+}
 
 async function bytesIn(folder: string): Promise<number> {
   const names = await readdir(folder).catch(() => []);

@@ -7,12 +7,12 @@ import { bearer, modelServerKey } from "./authorization.ts";
 import { ChatClient } from "./chat-client.ts";
 import { childEnvironment } from "./child-environment.ts";
 import type { EmbeddedProfile, FromChild, ToChild } from "./embedded-messages.ts";
-import type { Endpoint, Engine, EngineExit, EngineMetrics, Footprint, ReadyModel } from "./engine.ts";
-import { type ModelFile, resolveModelFile } from "./model-file.ts";
+import type { Endpoint, Engine, EngineExit, EngineMetrics, Footprint, PreparedModel, PrepareOptions, ReadyModel } from "./engine.ts";
+import type { ModelFile } from "./gguf-file.ts";
+import { prepareGguf, presentModelFile, resolveModelFile } from "./model-file.ts";
 import { ServerProcess } from "./server-process.ts";
 
 const LISTEN_TIMEOUT_MS = 60_000;
-const PROGRESS_EVERY_MS = 2000;
 const SERVER_SCRIPT = path.join(import.meta.dirname, "embedded-server.ts");
 const DRAFTING_THREADS = 4;
 
@@ -50,10 +50,15 @@ class EmbeddedEngine implements Engine {
     return this.#process.exited;
   }
 
+  prepare(profile: ModelProfile, options: PrepareOptions = {}): Promise<PreparedModel> {
+    const { dataDir, hfToken } = this.#options;
+    return prepareGguf(profile, { ...options, dataDir, hfToken });
+  }
+
   async start(profile: ModelProfile): Promise<Endpoint> {
-    const file = await this.#resolve(profile.model);
-    const draft =
-      profile.speculative.enabled && profile.speculative.draftModel ? await this.#resolve(profile.speculative.draftModel) : undefined;
+    const { enabled, draftModel } = profile.speculative;
+    const file = await this.#present(profile.model);
+    const draft = enabled && draftModel ? await this.#present(draftModel) : undefined;
     this.#file = file;
     this.#modelId = path.basename(file.path, ".gguf");
     this.#stopped.signal.throwIfAborted();
@@ -91,7 +96,7 @@ class EmbeddedEngine implements Engine {
   }
 
   async dryRun(profile: ModelProfile): Promise<{ command: string; notes: string[] }> {
-    const { path: file } = await this.#resolve(profile.model);
+    const { path: file } = await this.#present(profile.model);
     const notes = [`It is told over its channel to serve ${file} at 127.0.0.1:${profile.port}.`];
     return { command: `${process.execPath} ${SERVER_SCRIPT}`, notes };
   }
@@ -123,12 +128,9 @@ class EmbeddedEngine implements Engine {
     if (!response.ok) throw new MathllmError("engine-failed", `The model server's health check answered ${response.status}.`);
   }
 
-  async weightFiles(profile: ModelProfile): Promise<string[]> {
-    return [(await this.#resolve(profile.model)).path];
-  }
-
   async footprint(profile: ModelProfile): Promise<Footprint> {
-    const file = await this.#resolve(profile.model);
+    const { dataDir, hfToken } = this.#options;
+    const file = await resolveModelFile(profile.model, { dataDir, hfToken });
     const insights = await GgufInsights.from(await readGgufFileInfo(file.path, { logWarnings: false }));
     const gpuLayers = Math.min(profile.ngl ?? insights.totalLayers, insights.totalLayers);
     const contextSize = Math.min(profile.maxModelLen, insights.trainContextSize ?? profile.maxModelLen);
@@ -159,21 +161,8 @@ class EmbeddedEngine implements Engine {
     };
   }
 
-  async #resolve(reference: string): Promise<ModelFile> {
-    let loggedAt = 0;
-    return resolveModelFile(reference, {
-      dataDir: this.#options.dataDir,
-      hfToken: this.#options.hfToken,
-      signal: this.#stopped.signal,
-      onProgress: ({ downloadedBytes, totalBytes }) => {
-        if (Date.now() - loggedAt < PROGRESS_EVERY_MS) return;
-        loggedAt = Date.now();
-        this.#options.log?.info(
-          { reference, downloadedBytes, totalBytes },
-          `downloading, ${Math.floor((100 * downloadedBytes) / totalBytes)} %`,
-        );
-      },
-    });
+  #present(reference: string): Promise<ModelFile> {
+    return presentModelFile(reference, { dataDir: this.#options.dataDir, signal: this.#stopped.signal });
   }
 
   #tell(message: ToChild): void {

@@ -25,6 +25,27 @@ export interface ReadyModel {
   contextTokens: number;
 }
 
+/** How far a preparation is, bytes. */
+export interface PreparationProgress {
+  /** `waiting`: another process is fetching the same. */
+  doing: "downloading" | "checking" | "waiting";
+  doneBytes: number;
+  /** null while it is not known. */
+  totalBytes: number | null;
+}
+
+export interface PrepareOptions {
+  signal?: AbortSignal;
+  onProgress?: (progress: PreparationProgress) => void;
+  /** Resolves when it may fetch over the network: one model at a time, the one needed first. */
+  downloadTurn?: () => Promise<void>;
+}
+
+export interface PreparedModel {
+  /** Paths of what a load reads on this machine; while they are unchanged the model needs no new preparation. */
+  files: string[];
+}
+
 export interface Footprint {
   weightsBytes: number;
   contextBytes: number;
@@ -54,12 +75,19 @@ export interface EngineExit {
 }
 
 /**
- * One model server of one profile. Used once: start, ready, stop.
+ * One model server of one profile. Used once: start, ready, stop. What it reads has been prepared before, by this engine or another one
+ * of the same profile, so that `start` waits for no network and reads no weights to check them.
  *
  *   new ──start()──► starting ──ready()──► ready ──stop()──► stopped
  *                        └── the process exits by itself ──► exited (see `exited`)
  */
 export interface Engine {
+  /**
+   * Brings all that `start` needs onto this machine, and checks it: nothing is started and no memory of the GPU is taken. What was done
+   * before is found again. Throws `model-missing`, `model-invalid`, `model-download-failed`, `engine-missing`, `invalid-configuration`,
+   * and the signal's reason once aborted; what was fetched by then is kept.
+   */
+  prepare(profile: ModelProfile, options?: PrepareOptions): Promise<PreparedModel>;
   /** Spawns the server; resolves when its process exists. Throws `model-missing`, `model-invalid`, `port-in-use`. */
   start(profile: ModelProfile): Promise<Endpoint>;
   /**
@@ -79,8 +107,6 @@ export interface Engine {
   wake?(timeoutMs: number): Promise<void>;
   /** Resolves when the running server answers its health check; rejects after `timeoutMs`. */
   health(timeoutMs: number): Promise<void>;
-  /** The files that a load of the profile reads, if they are on this machine: paths. */
-  weightFiles(profile: ModelProfile): Promise<string[]>;
   /** Bytes the profile would need, read from the model's own file, before anything is loaded. */
   footprint(profile: ModelProfile): Promise<Footprint>;
   metrics(): Promise<EngineMetrics>;

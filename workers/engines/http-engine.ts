@@ -6,7 +6,7 @@ import { findFreePort, isPortFree } from "../../queues/free-port.ts";
 import { bearer, modelServerKey } from "./authorization.ts";
 import { ChatClient } from "./chat-client.ts";
 import { childEnvironment } from "./child-environment.ts";
-import type { Endpoint, Engine, EngineExit, EngineMetrics, Footprint, ReadyModel } from "./engine.ts";
+import type { Endpoint, Engine, EngineExit, EngineMetrics, Footprint, PreparedModel, PrepareOptions, ReadyModel } from "./engine.ts";
 import { ServerProcess } from "./server-process.ts";
 
 const HEALTH_POLL_MS = 100;
@@ -31,13 +31,14 @@ export type ServerAddress = Pick<Endpoint, "baseUrl" | "apiKey">;
 export interface ServerProgram {
   /** The environment variable in which it takes the key that it then asks for: a command line can be read by every user. */
   keyVariable: string;
+  /** Brings the model's files onto this machine. */
+  prepare(profile: ModelProfile, options: PrepareOptions): Promise<PreparedModel>;
   /** Throws `engine-missing`, `model-missing`, `model-invalid`, `invalid-configuration`. */
   launch(profile: ModelProfile, port: number, signal: AbortSignal): Promise<Launch>;
   /** Tokens per sequence of the running server. */
   contextTokens(server: ServerAddress): Promise<number>;
   metrics(text: string): EngineMetrics;
   footprint(profile: ModelProfile): Promise<Footprint>;
-  weightFiles(profile: ModelProfile): Promise<string[]>;
   /** Only where the program can sleep. */
   sleep?(server: ServerAddress, level: 1 | 2): Promise<void>;
   wake?(server: ServerAddress, signal: AbortSignal): Promise<void>;
@@ -74,6 +75,13 @@ export class HttpEngine implements Engine {
   async dryRun(profile: ModelProfile): Promise<{ command: string; notes: string[] }> {
     const launch = await this.#program.launch(profile, profile.port, this.#stopped.signal);
     return { command: commandLine(launch), notes: launch.notes };
+  }
+
+  async prepare(profile: ModelProfile, options: PrepareOptions = {}): Promise<PreparedModel> {
+    const prepared = await this.#program.prepare(profile, options);
+    // A program that is missing or does not know a setting is found out now, not when the other model has gone.
+    await this.#program.launch(profile, profile.port, options.signal ?? this.#stopped.signal);
+    return prepared;
   }
 
   async start(profile: ModelProfile): Promise<Endpoint> {
@@ -138,10 +146,6 @@ export class HttpEngine implements Engine {
 
   footprint(profile: ModelProfile): Promise<Footprint> {
     return this.#program.footprint(profile);
-  }
-
-  weightFiles(profile: ModelProfile): Promise<string[]> {
-    return this.#program.weightFiles(profile);
   }
 
   async #warmUp(deadline: AbortSignal): Promise<ReadyModel> {

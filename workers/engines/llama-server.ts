@@ -7,7 +7,7 @@ import { childEnvironment } from "./child-environment.ts";
 import { createEmbeddedEngine } from "./embedded.ts";
 import type { EngineMetrics } from "./engine.ts";
 import { HttpEngine, type HttpEngineOptions, type Launch, type ServerProgram } from "./http-engine.ts";
-import { resolveModelFile } from "./model-file.ts";
+import { prepareGguf, presentModelFile } from "./model-file.ts";
 import { programOutput } from "./program-version.ts";
 import { metricSum } from "./prometheus-text.ts";
 
@@ -27,14 +27,15 @@ export function createLlamaServerEngine(options: LlamaServerOptions): HttpEngine
 }
 
 export function llamaServerProgram({ bin, dataDir, hfToken, environment = childEnvironment() }: LlamaServerOptions): ServerProgram {
-  const resolve = (reference: string, signal?: AbortSignal) => resolveModelFile(reference, { dataDir, hfToken, signal });
+  const present = (reference: string, signal: AbortSignal) => presentModelFile(reference, { dataDir, signal });
   return {
     keyVariable: "LLAMA_API_KEY",
+    prepare: (profile, options) => prepareGguf(profile, { ...options, dataDir, hfToken }),
     launch: async (profile, port, signal): Promise<Launch> => {
       const help = await programOutput(bin, ["--help"], ADVICE, environment);
-      const file = await resolve(profile.model, signal);
+      const file = await present(profile.model, signal);
       const { enabled, draftModel } = profile.speculative;
-      const draft = enabled && draftModel !== undefined ? await resolve(draftModel, signal) : undefined;
+      const draft = enabled && draftModel !== undefined ? await present(draftModel, signal) : undefined;
       const { args, notes } = llamaServerArguments(profile, port, file.path, draft?.path, help);
       return { command: bin, args, env: {}, notes, digest: file.digest };
     },
@@ -57,7 +58,6 @@ export function llamaServerProgram({ bin, dataDir, hfToken, environment = childE
     }),
     // The same file in the same library: the embedded engine's estimate holds.
     footprint: (profile) => createEmbeddedEngine({ dataDir, hfToken }).footprint(profile),
-    weightFiles: async (profile) => [(await resolve(profile.model)).path],
   };
 }
 

@@ -1,13 +1,17 @@
+import readline from "node:readline";
+import { Readable } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
+import { z } from "zod";
 import type { ModelProfile } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
 import { bearer } from "./authorization.ts";
 import { ChatClient } from "./chat-client.ts";
-import type { Endpoint, Engine, EngineExit, EngineMetrics, Footprint, ReadyModel } from "./engine.ts";
+import type { Endpoint, Engine, EngineExit, EngineMetrics, Footprint, PreparedModel, PrepareOptions, ReadyModel } from "./engine.ts";
 
 const UNLOAD_POLL_MS = 100;
 const UNLOAD_TIMEOUT_MS = 30_000;
 const REQUEST_TIMEOUT_MS = 10_000;
+const SHOWN_CHARS = 500;
 const UNKNOWN_METRICS: EngineMetrics = {
   requestsRunning: 0,
   requestsWaiting: null,
@@ -23,6 +27,8 @@ const UNKNOWN_METRICS: EngineMetrics = {
 
 /** A server that someone else runs: what differs is how a model gets into its memory and out of it. */
 interface Elsewhere {
+  /** Only where models are fetched at our word: brings the model onto the server's disk. */
+  prepare?(profile: ModelProfile, options: PrepareOptions): Promise<void>;
   /** Brings the model into memory; resolves when it can answer. */
   load(profile: ModelProfile, signal: AbortSignal): Promise<void>;
   /** Resolves when the memory is free. */
@@ -57,7 +63,7 @@ async function ask(url: string, init: RequestInit, apiKey?: string): Promise<unk
   if (!response.ok)
     throw new MathllmError(
       response.status === 404 ? "model-missing" : "engine-failed",
-      `${url} answered ${response.status}: ${text.slice(0, 500)}`,
+      `${url} answered ${response.status}: ${text.slice(0, SHOWN_CHARS)}`,
     );
   try {
     return JSON.parse(text);
@@ -86,7 +92,31 @@ const remote: Elsewhere = {
 
 type Loaded = { models?: { name?: string; model?: string }[] };
 
+const pullLineSchema = z.object({ error: z.string().optional(), completed: z.number().optional(), total: z.number().optional() });
+
 const ollama: Elsewhere = {
+  prepare: async ({ url, model }, { signal, onProgress, downloadTurn }) => {
+    const body = JSON.stringify({ model });
+    const within = AbortSignal.any([...(signal === undefined ? [] : [signal]), AbortSignal.timeout(REQUEST_TIMEOUT_MS)]);
+    try {
+      await ask(`${url}/api/show`, { method: "POST", signal: within, body });
+      return;
+    } catch (error) {
+      signal?.throwIfAborted();
+      if (!(error instanceof MathllmError && error.code === "model-missing")) throw error;
+    }
+    await downloadTurn?.();
+    // It goes on where an earlier pull broke off. One line for each step of each of the model's layers.
+    const response = await fetch(`${url}/api/pull`, { method: "POST", signal, body });
+    const failed = (reason: string) =>
+      new MathllmError("model-download-failed", `Ollama at ${url} could not pull ${model}: ${reason}. Check the name and its network.`);
+    if (!response.ok) throw failed((await response.text()).slice(0, SHOWN_CHARS));
+    for await (const line of readline.createInterface({ input: Readable.fromWeb(response.body!) })) {
+      const { error, completed, total } = pullLineSchema.parse(JSON.parse(line));
+      if (error !== undefined) throw failed(error);
+      if (total !== undefined) onProgress?.({ doing: "downloading", doneBytes: completed ?? 0, totalBytes: total });
+    }
+  },
   // A prompt of nothing only loads; `keep_alive` -1 keeps it until we say otherwise.
   load: async ({ url, model }, signal) =>
     void (await ask(`${url}/api/generate`, { method: "POST", signal, body: JSON.stringify({ model, keep_alive: -1, stream: false }) })),
@@ -128,6 +158,11 @@ class ElsewhereEngine implements Engine {
 
   async dryRun({ url, model }: ModelProfile): Promise<{ command: string; notes: string[] }> {
     return { command: "", notes: [`Nothing is started: ${model} is served at ${url}.`] };
+  }
+
+  async prepare(profile: ModelProfile, options: PrepareOptions = {}): Promise<PreparedModel> {
+    await this.#server.prepare?.(profile, options);
+    return { files: [] };
   }
 
   async start(profile: ModelProfile): Promise<Endpoint> {
@@ -179,10 +214,6 @@ class ElsewhereEngine implements Engine {
 
   async health(timeoutMs: number): Promise<void> {
     await this.#server.health(this.#profile!, AbortSignal.timeout(timeoutMs));
-  }
-
-  async weightFiles(): Promise<string[]> {
-    return [];
   }
 
   async footprint(): Promise<Footprint> {

@@ -8,9 +8,10 @@ import { readModelShape } from "../gpu/model-shape.ts";
 import { kvBytes } from "../gpu/vram.ts";
 import { bearer } from "./authorization.ts";
 import { childEnvironment } from "./child-environment.ts";
-import type { EngineMetrics, Footprint } from "./engine.ts";
+import type { EngineMetrics, Footprint, PrepareOptions } from "./engine.ts";
+import { digestOf } from "./file-digest.ts";
 import { HttpEngine, type HttpEngineOptions, type Launch, type ServerAddress, type ServerProgram } from "./http-engine.ts";
-import { digestOf } from "./model-file.ts";
+import { fetchIntoHubCache } from "./hub-program.ts";
 import { programOutput } from "./program-version.ts";
 import { metricSum } from "./prometheus-text.ts";
 import { vllmArguments } from "./vllm-dialect.ts";
@@ -33,9 +34,15 @@ export function createVllmEngine(options: VllmOptions): HttpEngine {
   return new HttpEngine(vllmProgram(options), options);
 }
 
-export function vllmProgram({ bin, dataDir, hfToken, environment = childEnvironment() }: VllmOptions): ServerProgram {
+export function vllmProgram({ bin, dataDir, hfToken, environment = childEnvironment(), log }: VllmOptions): ServerProgram {
   return {
     keyVariable: "VLLM_API_KEY",
+    prepare: async ({ model, speculative }, options) => {
+      const { enabled, draftModel } = speculative;
+      const models = enabled && draftModel !== undefined ? [model, draftModel] : [model];
+      const files = await Promise.all(models.map((name) => filesOf(name, { bin, dataDir, hfToken, environment, log }, options)));
+      return { files: files.flat() };
+    },
     launch: async (profile, port): Promise<Launch> => {
       const version = await vllmVersion(bin, environment);
       const { args, env, notes } = vllmArguments(profile, port, version);
@@ -65,7 +72,6 @@ export function vllmProgram({ bin, dataDir, hfToken, environment = childEnvironm
       const shape = await readModelShape(model, { dataDir, offline: true });
       return { weightsBytes: shape.weightsBytes, contextBytes: kvBytes(shape, "vllm", maxModelLen, maxNumSeqs, kvCacheBits) };
     },
-    weightFiles: async (profile) => weightFiles(profile.model),
     sleep: async (server, level) => {
       await post(server, `/sleep?level=${level}`, AbortSignal.timeout(SLEEP_TIMEOUT_MS));
       // The call may return before it sleeps.
@@ -128,6 +134,28 @@ async function downloads({ model, speculative }: ModelProfile): Promise<boolean>
   return (await weightFiles(model)).length === 0 || (draft !== undefined && (await weightFiles(draft)).length === 0);
 }
 
+/** The weight files of a model that is on this machine once this has resolved; none are known where vLLM has to fetch it at its start. */
+async function filesOf(
+  model: string,
+  { bin, dataDir, hfToken, environment, log }: VllmOptions,
+  options: PrepareOptions,
+): Promise<string[]> {
+  if (isFolder(model) || (await weightFiles(model)).length > 0) {
+    await modelDigest(model, dataDir, options);
+    return weightFiles(model);
+  }
+  await options.downloadTurn?.();
+  options.onProgress?.({ doing: "downloading", doneBytes: 0, totalBytes: null });
+  const folder = await fetchIntoHubCache(model, bin, { ...environment, HF_TOKEN: hfToken }, options.signal);
+  if (folder !== null) return weightFiles(folder);
+  log?.warn({ model }, "there is no hf program beside vllm: vLLM fetches the model itself when it starts, within ENGINE_START_TIMEOUT_MS");
+  return [];
+}
+
+function isFolder(model: string): boolean {
+  return path.isAbsolute(model) || model.startsWith(".");
+}
+
 /** The weight files of a local folder; of a name on the hub none are known here. */
 async function weightFiles(model: string): Promise<string[]> {
   const files = await readdir(model).catch(() => []);
@@ -135,11 +163,11 @@ async function weightFiles(model: string): Promise<string[]> {
 }
 
 /** SHA-256 over the folder's configuration and weight files; of a name on the hub over the name. */
-async function modelDigest(model: string, dataDir: string): Promise<string> {
+async function modelDigest(model: string, dataDir: string, options: PrepareOptions = {}): Promise<string> {
   const files = await weightFiles(model);
   const hash = createHash("sha256");
   if (files.length === 0) {
-    if (path.isAbsolute(model) || model.startsWith(".")) {
+    if (isFolder(model)) {
       throw new MathllmError(
         "model-missing",
         `Expected a Hugging Face folder with weights at ${model}; there is none. Set STUDENT_MODEL or TALKER_MODEL to one, or to owner/name.`,
@@ -150,6 +178,6 @@ async function modelDigest(model: string, dataDir: string): Promise<string> {
   for (const name of ["config.json", "tokenizer.json", "tokenizer_config.json"]) {
     hash.update(await readFile(path.join(model, name)).catch(() => ""));
   }
-  for (const file of files.sort()) hash.update(await digestOf(file, dataDir));
+  for (const file of files.sort()) hash.update(await digestOf(file, dataDir, options));
   return hash.digest("hex");
 }

@@ -2,13 +2,14 @@ import type { Logger } from "pino";
 import { type Backlog, type QueueBacklog, standingIn } from "../../queues/backlog.ts";
 import { ALONE_AFTER_CRASHES } from "../../queues/contracts.ts";
 import type { GpuControl } from "../../queues/gpu-control.ts";
-import { ENDING_PRIORITY, NEXT_PRIORITY, type PriorityClass, type Role } from "../../queues/names.ts";
+import { ENDING_PRIORITY, NEXT_PRIORITY, PRIORITY_CLASSES, type PriorityClass, type Role } from "../../queues/names.ts";
 import { HandBack } from "../solve/stage.ts";
 import { AgeingTurn } from "./ageing.ts";
 import type { Guardrails } from "./guardrails.ts";
 import type { ManualWorker, StageJob } from "./manual-worker.ts";
 import type { ModelSlot } from "./model-slot.ts";
 import { type Decision, EMPTY_QUEUE, type Policy, type PolicySnapshot, type QueueSnapshot } from "./policy.ts";
+import type { Preparations } from "./preparations.ts";
 import type { TrafficMeter } from "./traffic-meter.ts";
 
 /**
@@ -20,9 +21,11 @@ import type { TrafficMeter } from "./traffic-meter.ts";
  *    │  └──idle for long, or released──► slot empty
  *    └──────────────────both queues empty┘      stop(): stopping ──nothing runs──► stopped, slot empty
  *
+ * A queue whose model is not prepared counts as empty, unless that model is resident.
+ *
  * One loop, one decision at a time. It sleeps until a job arrives, a running one ends, an operator asks, or a timer is due.
- * Invariants: a job is taken only while its model is resident and the lease is certain; the slot is unloaded only when nothing runs;
- * a job that is suspected of killing its server runs alone.
+ * Invariants: a job is taken only while its model is resident and the lease is certain; the slot is unloaded only when nothing runs, and for
+ * another model only once that is prepared, so that nothing but its start lies between the two; a job that is suspected of killing its server runs alone.
  */
 
 const POLL_MS = 1000;
@@ -48,6 +51,7 @@ export interface DispatcherOptions {
   workers: Record<Role, ManualWorker>;
   slot: ModelSlot;
   guardrails: Guardrails;
+  preparations: Pick<Preparations, "isReady" | "status" | "confirm" | "wanted" | "retry">;
   policy: Policy;
   deadlinesMs: PolicySnapshot["deadlinesMs"];
   /** Told of every acceptance, job and swap. */
@@ -68,7 +72,7 @@ export interface DispatcherOptions {
   expireJobs: (now: number) => Promise<void>;
   /** Brings the oldest job of this class to the front of its queue. */
   bringForward: (role: Role, name: PriorityClass) => Promise<void>;
-  /** Reads the model's files ahead, until aborted. */
+  /** Reads the prepared model's files ahead, until aborted. */
   prefetch: (role: Role, signal: AbortSignal) => Promise<void>;
   onPick: (role: Role, job: StageJob) => void;
   onDecision: (decision: Decision) => void;
@@ -188,11 +192,13 @@ export class Dispatcher {
     const backlog = await this.#options.readBacklog(now);
     this.#countArrivals(backlog, now);
     await this.#endJobs(backlog);
+    for (const role of this.#options.roles) this.#options.preparations.wanted(role, waitingSince(backlog[role]));
     if (this.#running.size > 0 || this.#options.roles.some((role) => backlog[role].depth > 0)) this.#workSeenAt = performance.now();
 
     const control = this.#options.control();
     if (control.reset) {
       await this.#options.guardrails.reset(now);
+      this.#options.preparations.retry();
       await this.#options.controlDone("reset");
     }
     if (control.release) return this.#empty("an operator asked for the GPU", () => this.#options.controlDone("release"));
@@ -207,33 +213,34 @@ export class Dispatcher {
       return false;
     }
     this.#phase = decision.action === "idle" ? "idle" : "serving";
+    this.#waitsFor = this.#unprepared(backlog).map((role) => this.#options.preparations.status(role).reason)[0] ?? null;
     if (decision.action === "idle" && this.#idleForLong()) return this.#empty(`no work for ${this.#options.idleUnloadMs / 1000} s`);
     if (decision.action === "idle" || slot.resident === null || backlog[slot.resident.role].depth === 0) return false;
     return this.#pick(slot.resident.role, backlog, now);
   }
 
   async #decide(control: GpuControl, backlog: Backlog, now: number): Promise<Decision> {
-    const { slot, guardrails, policy, meter, deadlinesMs } = this.#options;
+    const { slot, guardrails, preparations, policy, meter, deadlinesMs } = this.#options;
     const resident = slot.resident?.role ?? null;
     const asked = control.swapTo;
     if (asked !== null && this.#options.roles.includes(asked)) {
-      const openUntil = guardrails.openUntil(asked, now);
-      if (asked !== resident && openUntil === null) return this.#decided({ action: "swap", to: asked, reason: "an operator asked for it" });
-      await this.#options.controlDone("swapTo");
+      const able = guardrails.openUntil(asked, now) === null && preparations.isReady(asked);
+      if (asked !== resident && able) return this.#decided({ action: "swap", to: asked, reason: "an operator asked for it" });
+      if (asked === resident || preparations.status(asked).state !== "preparing") await this.#options.controlDone("swapTo");
     }
     if (control.drained) return this.#decided({ action: "stay", reason: "drained by an operator" });
-    return this.#decided(
-      policy({
-        now,
-        resident,
-        running: this.#running.size,
-        served: this.#served,
-        rates: meter.rates(now),
-        peers: this.#options.peers(),
-        deadlinesMs,
-        queues: { student: this.#workOf("student", backlog, now), talker: this.#workOf("talker", backlog, now) },
-      }),
-    );
+    const decision = policy({
+      now,
+      resident,
+      running: this.#running.size,
+      served: this.#served,
+      rates: meter.rates(now),
+      peers: this.#options.peers(),
+      deadlinesMs,
+      queues: { student: this.#workOf("student", backlog, now), talker: this.#workOf("talker", backlog, now) },
+    });
+    const notYet = this.#unprepared(backlog).map((role) => `; the ${role}'s jobs wait until their model is on this machine`);
+    return this.#decided({ ...decision, reason: decision.reason + notYet.join("") });
   }
 
   #decided(decision: Decision): Decision {
@@ -245,7 +252,8 @@ export class Dispatcher {
 
   /** Nothing runs any more: load the model; else let what runs end, and read the model's files meanwhile. */
   async #towards(to: Role, reason: string): Promise<boolean> {
-    const { slot, prefetch, log } = this.#options;
+    const { slot, preparations, prefetch, log } = this.#options;
+    if (!(await preparations.confirm(to))) return false;
     this.#drainStartedAt ??= performance.now();
     slot.drain(true);
     if (this.#running.size > 0) {
@@ -300,7 +308,7 @@ export class Dispatcher {
     const pressed = pressure();
     const places = pressed === null ? slot.resident!.profile.maxNumSeqs : 1;
     if (this.#running.size >= places) {
-      this.#waitsFor = pressed;
+      if (pressed !== null) this.#waitsFor = pressed;
       return false;
     }
     const late = this.#alone === "no" ? this.#ageing[role].next(backlog[role].oldest, now, deadlinesMs) : null;
@@ -345,8 +353,18 @@ export class Dispatcher {
 
   #workOf(role: Role, backlog: Backlog, now: number): QueueSnapshot {
     if (!this.#options.roles.includes(role) || this.#options.guardrails.openUntil(role, now) !== null) return EMPTY_QUEUE;
+    if (!this.#canServe(role)) return EMPTY_QUEUE;
     const { depth, waiting, ending, returned, oldest }: QueueBacklog = backlog[role];
     return depth === 0 ? EMPTY_QUEUE : { depth: returned > 0 ? depth : depth - ending, waiting, oldest };
+  }
+
+  #canServe(role: Role): boolean {
+    return this.#options.slot.resident?.role === role || this.#options.preparations.isReady(role);
+  }
+
+  /** The roles with work whose model can't be started yet. */
+  #unprepared(backlog: Backlog): Role[] {
+    return this.#options.roles.filter((role) => backlog[role].depth > 0 && !this.#canServe(role));
   }
 
   /** Ends the jobs that need no model, whichever is resident. They stand first, unless returned jobs stand before them: those put off. */
@@ -432,4 +450,10 @@ export class Dispatcher {
     clearTimeout(timer);
     this.#wake = () => {};
   }
+}
+
+/** Acceptance of the oldest job that could start now, epoch milliseconds; null when there is none. */
+function waitingSince({ depth, oldest }: QueueBacklog): number | null {
+  const times = PRIORITY_CLASSES.map((name) => oldest[name]).filter((at) => at !== null);
+  return depth === 0 || times.length === 0 ? null : Math.min(...times);
 }

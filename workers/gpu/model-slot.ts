@@ -6,7 +6,7 @@ import { MathllmError } from "../../queues/errors.ts";
 import type { Role } from "../../queues/names.ts";
 import type { ProcessIdentity } from "../../queues/process-identity.ts";
 import { ChatClient } from "../engines/chat-client.ts";
-import type { Engine, EngineExit, EngineFactory, ReadyModel } from "../engines/engine.ts";
+import type { Endpoint, Engine, EngineExit, EngineFactory, ReadyModel } from "../engines/engine.ts";
 import { kernelOomKills } from "../engines/out-of-memory.ts";
 import type { IdleLevel, VramUse } from "./gpu-memory.ts";
 import type { ServerDeath } from "./guardrails.ts";
@@ -200,13 +200,13 @@ export class ModelSlot {
       if (orphan !== null) log.warn({ pid: orphan.pid, port: profile.port }, "stopped a model server that had outlived its worker");
       const fitted = await this.#options.fit(profile, await this.#options.idleLevel.measure());
       const spawningAt = performance.now();
-      const endpoint = await engine.start(fitted);
+      const endpoint = await startedInTime(engine.start(fitted), role, this.#options.startTimeoutMs);
       const spawnMs = performance.now() - spawningAt;
       const identity = endpoint.pid === null ? null : { pid: endpoint.pid, startTicks: endpoint.startTicks };
       await this.#record(identity);
       this.#enter("warming");
       const warmingAt = performance.now();
-      const model = await engine.ready(this.#options.startTimeoutMs);
+      const model = await engine.ready(Math.max(this.#options.startTimeoutMs - spawnMs, 1));
       const warmupMs = performance.now() - warmingAt;
       void engine.exited.then((exit) => this.#exited(engine, exit));
       const { baseUrl, apiKey } = endpoint;
@@ -327,5 +327,22 @@ export class ModelSlot {
       await engine.stop(0);
       return;
     }
+  }
+}
+
+/** Rejects after `timeoutMs`; the start itself is then given up by stopping its engine. */
+async function startedInTime(started: Promise<Endpoint>, role: Role, timeoutMs: number): Promise<Endpoint> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>((_, reject) => {
+    const error = new MathllmError(
+      "engine-failed",
+      `The ${role}'s model server was not started within ${timeoutMs} ms. Raise ENGINE_START_TIMEOUT_MS.`,
+    );
+    timer = setTimeout(() => reject(error), timeoutMs);
+  });
+  try {
+    return await Promise.race([started, late]);
+  } finally {
+    clearTimeout(timer);
   }
 }

@@ -9,6 +9,7 @@ import { type Lane, laneOf } from "./lanes.ts";
 import type { Lease } from "./lease.ts";
 import type { StageJob } from "./manual-worker.ts";
 import { type Decision, effectiveDeadlineMs } from "./policy.ts";
+import type { Preparations } from "./preparations.ts";
 import { RunningAverage } from "./running-average.ts";
 import type { TrafficMeter } from "./traffic-meter.ts";
 
@@ -22,6 +23,7 @@ export interface WorkerReportOptions {
   lease: Lease;
   lanes: readonly Lane[];
   guardrails: Guardrails;
+  preparations: Preparations;
   meter: TrafficMeter;
   drained: () => boolean;
   vram: () => VramUse | null;
@@ -105,12 +107,16 @@ export class WorkerReport {
   }
 
   #model(role: Role, now: number): WorkerStatus["models"]["student"] {
-    const { config, lanes, guardrails, meter } = this.#options;
+    const { config, lanes, guardrails, preparations, meter } = this.#options;
     const { slot } = laneOf(lanes, role);
     const resident = slot.resident?.role === role ? slot.resident.model : null;
+    const preparation = preparations.status(role);
+    const guarded = guardrails.status(role, now);
     return {
       model: config.profiles[role].model,
-      ...guardrails.status(role, now),
+      preparation,
+      ...guarded,
+      error: guarded.error ?? (preparation.state === "failed" ? preparation.reason : null),
       arrivalsPerMs: meter.rates(now)[role].arrivalsPerMs,
       serviceMs: meter.serviceMs(role),
       swapMs: meter.swapMs(role),

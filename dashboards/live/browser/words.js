@@ -148,6 +148,7 @@ export function linesOf(happenings) {
 
 const ACTIONS = /** @type {Record<string, string>} */ ({
   "circuit-open": "Set aside for a while",
+  "preparation-failed": "The model can't be had",
   "server-died": "The model server died",
   "memory-not-freed": "Memory did not come back",
   "job-set-aside": "A job was set aside",
@@ -171,8 +172,15 @@ export function notices({ gpus, queues }, now) {
   const told = [];
   for (const gpu of gpus) {
     for (const role of roles) {
-      const { circuit, ladder, capacity, error } = gpu.models[role];
+      const { circuit, ladder, capacity, error, preparation } = gpu.models[role];
       const name = `The ${NAMES[role]}`;
+      if (preparation.state === "failed") {
+        const until = preparation.retryAt === null ? "" : ` It is tried again in ${duration(Math.max(preparation.retryAt - now, 0))}.`;
+        told.push({ title: `${name} can't be had; its jobs wait.`, more: sentence(preparation.reason ?? "") + until, urgent: true });
+      }
+      if (preparation.state === "preparing") {
+        told.push({ title: `${name} is not on this machine yet; its jobs wait.`, more: sentence(preparation.reason ?? ""), urgent: false });
+      }
       if (circuit.state === "open") {
         const until = circuit.until === null ? "" : ` It is tried again in ${duration(circuit.until - now)}.`;
         const why = sentence(error ?? "it failed again and again");
