@@ -14,6 +14,8 @@ class ElsewhereServer {
   readonly log: string[] = [];
   readonly keys: (string | undefined)[] = [];
   models = ["student-model", "talker-model"];
+  /** What of a model comes with each line of a pull, bytes; its end is a line of its own. */
+  pulls: Record<string, { lines: object[] }> = {};
   /** How often `/api/ps` still shows a model after it was told to go. */
   lingers = 0;
   maxLoaded = 0;
@@ -44,6 +46,14 @@ class ElsewhereServer {
       case "GET /api/ps": {
         const models = [...this.loaded].map((name) => ({ name: `${name}:latest` }));
         return void json(200, { models: this.lingers-- > 0 ? [...models, { name: "student-model:latest" }] : models });
+      }
+      case "POST /api/show":
+        return void json(this.models.includes(body.model) ? 200 : 404, {});
+      case "POST /api/pull": {
+        this.log.push(`pull ${body.model}`);
+        const { lines } = this.pulls[body.model] ?? { lines: [{ error: "pull model manifest: file does not exist" }] };
+        if (this.pulls[body.model] !== undefined) this.models.push(body.model);
+        return void response.writeHead(200).end(lines.map((line) => `${JSON.stringify(line)}\n`).join(""));
       }
       case "POST /api/generate":
         if (!this.models.includes(body.model)) return void json(404, { error: `model '${body.model}' not found` });
@@ -121,6 +131,23 @@ test("Ollama: one model in its memory at a time, brought in and out through its 
     "unload student-model",
   ]);
   expect([...server.loaded]).toEqual([]);
+});
+
+test("Ollama: a model that it does not have is pulled before anything is unloaded, with progress; one that can't be had is said", async () => {
+  const profile = (model: string) => ({ ...system.configured(environment("ollama")).profiles.student, model });
+  const engine = engineFactory(system.configured(environment("ollama")), log)(profile("new"));
+  server.pulls.new = { lines: [{ status: "pulling manifest" }, { status: "pulling", total: 100, completed: 40 }, { status: "success" }] };
+  const progress: unknown[] = [];
+  let turns = 0;
+  const downloadTurn = async () => void turns++;
+  await engine.prepare(profile("new"), { onProgress: (at) => progress.push(at), downloadTurn });
+  await engine.prepare(profile("new"), { downloadTurn });
+  expect(progress).toEqual([{ doing: "downloading", doneBytes: 40, totalBytes: 100 }]);
+  expect([server.log, turns]).toEqual([["pull new"], 1]);
+  await expect(engine.prepare(profile("nowhere"))).rejects.toMatchObject({
+    code: "model-download-failed",
+    message: expect.stringContaining("file does not exist"),
+  });
 });
 
 test("Ollama: what a worker that was killed left in memory goes before anything is loaded", async () => {

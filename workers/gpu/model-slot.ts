@@ -206,7 +206,7 @@ export class ModelSlot {
       await this.#record(identity);
       this.#enter("warming");
       const warmingAt = performance.now();
-      const model = await engine.ready(Math.max(this.#options.startTimeoutMs - spawnMs, 1));
+      const model = await engine.ready(Math.max(Math.ceil(this.#options.startTimeoutMs - spawnMs), 1));
       const warmupMs = performance.now() - warmingAt;
       void engine.exited.then((exit) => this.#exited(engine, exit));
       const { baseUrl, apiKey } = endpoint;

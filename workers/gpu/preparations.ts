@@ -163,7 +163,7 @@ export class Preparations {
     if (before.state === status.state && (status.state !== "failed" || before.reason === status.reason)) return;
     const { profiles, onChange, log } = this.#options;
     const { model } = profiles[role];
-    if (status.state === "ready") log.info({ role, model }, `the ${ROLE_NAMES[role]} is on this machine and can be started`);
+    if (status.state === "ready") log.info({ role, model }, `the ${ROLE_NAMES[role]} can be started`);
     if (status.state === "failed")
       log.warn({ role, model, reason: status.reason }, `the ${ROLE_NAMES[role]} can't be had; it is tried again`);
     onChange(role, status);
