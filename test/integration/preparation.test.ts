@@ -61,7 +61,7 @@ test("while the Talker is downloaded the Student goes on, late Talker jobs or no
   await end(await send());
   held.progress("talker", 34, 100);
   const talk = await send({ model: "talker", priority: "interactive" });
-  await expect.poll(() => reasonOf(talk)).toBe("model-preparing: downloading the Talker, 34 %");
+  await expect.poll(() => reasonOf(talk), { timeout: 5000 }).toBe("model-preparing: downloading the Talker, 34 %");
   for (let i = 0; i < 5; i++) expect((await end(await send({ priority: "interactive" }))).status).toBe("completed");
   expect(worker.status()).toMatchObject({
     residentModel: "student",
@@ -81,7 +81,7 @@ test("jobs come before their model: they wait with the reason, and the load begi
   const held = new HeldPreparations(system, ["student"]);
   const worker = await startWorker();
   const solve = await send();
-  await expect.poll(() => reasonOf(solve)).toBe("model-preparing: preparing the Student");
+  await expect.poll(() => reasonOf(solve), { timeout: 5000 }).toBe("model-preparing: preparing the Student");
   await expect.poll(() => worker.status().phase).toBe("idle");
   expect(gpu.loads).toEqual([]);
   expect((await end(await send({ model: "talker" }))).status).toBe("completed");
@@ -96,7 +96,7 @@ test("a preparation that fails is tried again, says why, and leaves the circuits
   await expect.poll(() => held.begun).toContain("talker");
   held.end("talker", new MathllmError("model-download-failed", "Could not download it: 404."));
   const talk = await send({ model: "talker" });
-  await expect.poll(() => reasonOf(talk)).toBe("model-unavailable: Could not download it: 404.");
+  await expect.poll(() => reasonOf(talk), { timeout: 5000 }).toBe("model-unavailable: Could not download it: 404.");
   expect((await end(await send())).status).toBe("completed");
   expect(worker.status().models.talker).toMatchObject({
     preparation: { state: "failed", retryAt: expect.any(Number) },
@@ -161,7 +161,7 @@ test("a start that never ends is given up within ENGINE_START_TIMEOUT_MS, and th
   gpu.starting = ({ role }) => (role === "talker" ? new Promise(() => {}) : Promise.resolve());
   await startWorker({ ENGINE_START_TIMEOUT_MS: "200" });
   const talk = await send({ model: "talker" });
-  await expect.poll(() => reasonOf(talk)).toContain("was not started within 200 ms");
+  await expect.poll(() => reasonOf(talk), { timeout: 5000 }).toContain("was not started within 200 ms");
   expect((await end(await send())).status).toBe("completed");
 });
 
@@ -174,7 +174,7 @@ test("an operator's swap to a model that is still being prepared is carried out 
   expect((await end(await send())).status).toBe("completed");
   expect(gpu.loads).toEqual(["student"]);
   held.end("talker");
-  await expect.poll(() => worker.status().residentModel).toBe("talker");
+  await expect.poll(() => worker.status().residentModel, { timeout: 5000 }).toBe("talker");
 });
 
 test("stopping the worker stops its downloads", async () => {

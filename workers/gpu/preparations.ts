@@ -21,6 +21,7 @@ import { DownloadTurn } from "./download-turn.ts";
  */
 const BACKOFF_MS = 1000;
 const BACKOFF_CAP_MS = 60_000;
+const LOGGED_EVERY_MS = 2000;
 
 export const ROLE_NAMES: Record<Role, string> = { student: "Student", talker: "Talker" };
 
@@ -134,16 +135,16 @@ export class Preparations {
   async #prepare(role: Role, signal: AbortSignal, turn: () => Promise<void>): Promise<Omit<Prepared, "outdated">> {
     const { profiles, log } = this.#options;
     const profile = profiles[role];
-    let loggedTenth = -1;
+    let loggedAt = Date.now();
     const { files } = await this.#options.createEngine(profile).prepare(profile, {
       signal,
       onProgress: (progress) => {
         const { doneBytes, totalBytes } = progress;
         const reason = reasonOf(role, progress);
         this.#set(role, { state: "preparing", reason, doneBytes, totalBytes, retryAt: null });
-        const tenth = Math.floor((10 * doneBytes) / (totalBytes || 1));
-        if (tenth > loggedTenth) log.info({ role, model: profile.model, doneBytes, totalBytes }, reason);
-        loggedTenth = Math.max(tenth, loggedTenth);
+        if (Date.now() - loggedAt < LOGGED_EVERY_MS) return;
+        loggedAt = Date.now();
+        log.info({ role, model: profile.model, doneBytes, totalBytes }, reason);
       },
       downloadTurn: () => {
         const other = this.#turn.holder;
