@@ -63,12 +63,16 @@ test("while the Talker is downloaded the Student goes on, late Talker jobs or no
   const talk = await send({ model: "talker", priority: "interactive" });
   await expect.poll(() => reasonOf(talk), { timeout: 5000 }).toBe("model-preparing: downloading the Talker, 34 %");
   for (let i = 0; i < 5; i++) expect((await end(await send({ priority: "interactive" }))).status).toBe("completed");
-  expect(worker.status()).toMatchObject({
-    residentModel: "student",
-    waitsFor: "downloading the Talker, 34 %",
-    lastDecision: { reason: expect.stringContaining("the talker's jobs wait until their model is on this machine") },
-    models: { talker: { preparation: { state: "preparing", doneBytes: 34, totalBytes: 100 }, error: null, circuit: { state: "closed" } } },
-  });
+  await expect
+    .poll(() => worker.status(), { timeout: 5000 })
+    .toMatchObject({
+      residentModel: "student",
+      waitsFor: "downloading the Talker, 34 %",
+      lastDecision: { reason: expect.stringContaining("the talker's jobs wait until their model is on this machine") },
+      models: {
+        talker: { preparation: { state: "preparing", doneBytes: 34, totalBytes: 100 }, error: null, circuit: { state: "closed" } },
+      },
+    });
   expect([gpu.loads, gpu.up]).toEqual([["student"], 1]);
   expect(await system.queues.talker.getJobCountByTypes("active")).toBe(0);
   held.end("talker");
