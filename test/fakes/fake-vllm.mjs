@@ -13,7 +13,7 @@ if (command === "--version") {
 }
 
 const KNOWN =
-  "host port served-model-name gpu-memory-utilization max-model-len max-num-seqs kv-cache-dtype enforce-eager enable-sleep-mode kv-offloading-size speculative-config".split(
+  "host port served-model-name middleware gpu-memory-utilization max-model-len max-num-seqs kv-cache-dtype enforce-eager enable-sleep-mode kv-offloading-size speculative-config".split(
     " ",
   );
 const FLAGS = ["enforce-eager", "enable-sleep-mode"];
@@ -53,7 +53,9 @@ const server = http.createServer(async (request, response) => {
   const developer = process.env.VLLM_SERVER_DEV_MODE === "1" && options["enable-sleep-mode"];
   const authorised = request.headers.authorization === `Bearer ${key}`;
   if (!authorised) note(`without key ${address}`);
-  if (key !== undefined && url.pathname.startsWith("/v1") && !authorised) return json(response, 401, { error: "Unauthorized" });
+  // As the guard does; without it vLLM asks for the key below /v1 alone.
+  const guarded = options.middleware === "mathllm_guard.Guard" ? address !== "GET /health" : url.pathname.startsWith("/v1");
+  if (key !== undefined && guarded && !authorised) return json(response, 401, { error: "Unauthorized" });
   if (address === "GET /health") return response.writeHead(200).end();
   if (address === "GET /v1/models") {
     return json(response, 200, {

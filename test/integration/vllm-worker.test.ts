@@ -185,7 +185,9 @@ test("each start has a key of its own, the card of the worker, and the hub's tok
     expect(talker.VLLM_API_KEY).not.toBe(student.VLLM_API_KEY);
     expect([student.HF_TOKEN, talker.HF_TOKEN]).toEqual([undefined, "hf_secret"]);
     expect([student.WEBHOOK_SECRET, talker.WEBHOOK_SECRET]).toEqual([undefined, undefined]);
+    expect(student.PYTHONPATH).toMatch(/vllm-guard$/);
     const log = await machine.log();
+    expect(log[0]).toContain("--middleware mathllm_guard.Guard");
     expect(log.filter((line) => line.includes("without key"))).toEqual([]);
     expect(log.join()).not.toContain(student.VLLM_API_KEY);
   } finally {

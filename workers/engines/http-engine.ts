@@ -74,7 +74,10 @@ export class HttpEngine implements Engine {
 
   async dryRun(profile: ModelProfile): Promise<{ command: string; notes: string[] }> {
     const launch = await this.#program.launch(profile, profile.port, this.#stopped.signal);
-    return { command: commandLine(launch), notes: launch.notes };
+    return {
+      command: commandLine(launch),
+      notes: [...launch.notes, `The key that it asks for is taken from ${this.#program.keyVariable}.`],
+    };
   }
 
   async prepare(profile: ModelProfile, options: PrepareOptions = {}): Promise<PreparedModel> {

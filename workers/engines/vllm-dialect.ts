@@ -9,6 +9,8 @@ export interface VllmArguments {
   notes: string[];
 }
 
+/** A class of ours, which has to be on PYTHONPATH. Every version knows the option. */
+const GUARD = "mathllm_guard.Guard";
 /** `--swap-space` is an unknown argument since this version; what is nearest is the offloading of KV blocks to host memory. */
 const SWAP_SPACE_GONE = "0.18";
 /** `--speculative-config` took the place of `--speculative-model` and its kin. */
@@ -19,7 +21,7 @@ const DRAFT_TOKENS = 5;
 export function vllmArguments(profile: ModelProfile, port: number, version: string): VllmArguments {
   const { model, role, gpuMemoryUtilization, maxModelLen, maxNumSeqs, kvCacheBits, enforceEager, sleepLevel } = profile;
   const since = (first: string) => compareVersions(version, first) >= 0;
-  const args = ["serve", model, "--host", "127.0.0.1", "--port", String(port), "--served-model-name", role];
+  const args = ["serve", model, "--host", "127.0.0.1", "--port", String(port), "--served-model-name", role, "--middleware", GUARD];
   args.push(
     "--gpu-memory-utilization",
     String(gpuMemoryUtilization),

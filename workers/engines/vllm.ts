@@ -17,6 +17,7 @@ import { metricSum } from "./prometheus-text.ts";
 import { vllmArguments } from "./vllm-dialect.ts";
 
 const ADVICE = "Install vLLM (a CUDA machine: pip install vllm) and set VLLM_BIN to its vllm program, or use MODE=embedded or llamacpp.";
+const GUARD_FOLDER = path.join(import.meta.dirname, "vllm-guard");
 const SLEEP_TIMEOUT_MS = 60_000;
 const SLEEP_POLL_MS = 50;
 const WEIGHT_FILES = /\.(safetensors|bin|pt|gguf)$/;
@@ -46,10 +47,11 @@ export function vllmProgram({ bin, dataDir, hfToken, environment = childEnvironm
     launch: async (profile, port): Promise<Launch> => {
       const version = await vllmVersion(bin, environment);
       const { args, env, notes } = vllmArguments(profile, port, version);
+      const pythonPath = [GUARD_FOLDER, environment.PYTHONPATH].filter(Boolean).join(path.delimiter);
       const digest = await modelDigest(profile.model, dataDir);
       // Only what it downloads by itself needs the token.
       const token: Record<string, string> = hfToken !== undefined && (await downloads(profile)) ? { HF_TOKEN: hfToken } : {};
-      return { command: bin, args, env: { ...env, ...token }, notes, digest };
+      return { command: bin, args, env: { ...env, ...token, PYTHONPATH: pythonPath }, notes, digest };
     },
     contextTokens: async ({ baseUrl, apiKey }) => {
       const response = await fetch(`${baseUrl}/v1/models`, { headers: bearer(apiKey) });
