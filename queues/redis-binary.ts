@@ -3,6 +3,7 @@ import { chmod, copyFile, mkdir, mkdtemp, readdir, rename, rm } from "node:fs/pr
 import os from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
+import { withoutSecrets } from "./config.ts";
 import { MathllmError } from "./errors.ts";
 import { isOwnFolder, ownCacheFolder } from "./ownership.ts";
 
@@ -84,9 +85,10 @@ async function checked(binary: string, source: RedisBinary["source"], libraryPat
   return { path: binary, libraryPath, source, version };
 }
 
-/** The environment for a binary with libraries of its own. */
+/** The environment for a binary, maybe with libraries of its own: a Redis server needs none of our secrets. */
 export function libraryEnv(libraryPath: string | undefined): NodeJS.ProcessEnv {
-  return libraryPath === undefined ? process.env : { ...process.env, LD_LIBRARY_PATH: libraryPath };
+  const env = withoutSecrets(process.env);
+  return libraryPath === undefined ? env : { ...env, LD_LIBRARY_PATH: libraryPath };
 }
 
 async function onPath(env: NodeJS.ProcessEnv): Promise<RedisBinary> {

@@ -1,7 +1,7 @@
-import { chmod, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { findRedisBinary } from "../../queues/redis-binary.ts";
 
 /** Scripts that say a version stand for servers; no rung here reaches the network: the PATH holds no apt-get and no make. */
@@ -50,6 +50,18 @@ test("the PATH is searched in order, and what can't be used is passed over", asy
   const good = await fakeServer("path-good/redis-server", redis("7.4.1"));
   const env = { PATH: [path.join(folder, "nowhere"), path.dirname(old), path.dirname(good)].join(path.delimiter) };
   expect(await findRedisBinary({ env, log })).toEqual({ path: good, source: "path", version: "7.4.1", libraryPath: undefined });
+});
+
+test("a binary is run without our secrets", async () => {
+  const chosen = path.join(folder, "curious");
+  await writeFile(chosen, `#!/bin/sh\nenv > ${chosen}.env\necho '${redis("7.0.15")}'\n`, { mode: 0o755 });
+  vi.stubEnv("HF_TOKEN", "hidden-token");
+  vi.stubEnv("LOG_LEVEL", "debug");
+  await findRedisBinary({ env: { REDIS_SERVER_BIN: chosen }, log });
+  vi.unstubAllEnvs();
+  const seen = await readFile(`${chosen}.env`, "utf8");
+  expect(seen).toContain("LOG_LEVEL=debug");
+  expect(seen).not.toContain("hidden-token");
 });
 
 test("valkey-server serves as well", async () => {
