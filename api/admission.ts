@@ -5,6 +5,7 @@ import { MathllmError } from "../queues/errors.ts";
 import { aheadOf, expectedWaitMs } from "../queues/expected-wait.ts";
 import { PRIORITY_CLASSES, type PriorityClass, type Role } from "../queues/names.ts";
 import type { Queues } from "../queues/open-queues.ts";
+import { countFollowing } from "../queues/single-flight.ts";
 import { liveWorkers } from "../queues/worker-status.ts";
 
 /** The queues are looked at this often at most; what was accepted here since is added. */
@@ -15,6 +16,15 @@ const FULL_RETRY_AFTER_SECONDS = 10;
 interface Look {
   backlog: Backlog;
   workers: WorkerStatus[];
+  following: Record<PriorityClass, number>;
+}
+
+/** How far the job is that a request would follow. */
+export interface LeaderProgress {
+  /** Milliseconds until it is picked, as expected now; null when that is not known. */
+  estimatedStartMs: number | null;
+  /** Epoch milliseconds; null while it waits. */
+  pickedAt: number | null;
 }
 
 /**
@@ -57,6 +67,40 @@ export class Admission {
     return estimatedWaitMs;
   }
 
+  /**
+   * The same for a request that would follow a job like its own: as many of a class may follow as may wait, and its time is that of its leader,
+   * or its own, where its class comes first and so brings the leader forward.
+   */
+  async admitFollower<T>(
+    request: SolveRequest,
+    now: number,
+    leaderProgress: () => Promise<LeaderProgress | undefined>,
+    store: () => Promise<T>,
+  ): Promise<T> {
+    const [{ backlog, workers, following }, leader] = await Promise.all([this.#current(now), leaderProgress()]);
+    const name = request.priority;
+    const followers = following[name] + (this.#since.get(`following ${name}`) ?? 0);
+    const most = this.#config.maxDepths[name];
+    if (followers >= most) {
+      throw new MathllmError(
+        "queue-full",
+        `${followers} ${name} requests follow identical ones that have not ended, and ${most} may. Try again later, or raise ${name.toUpperCase()}_MAX_DEPTH.`,
+        { extra: { retryAfterSeconds: FULL_RETRY_AFTER_SECONDS } },
+      );
+    }
+    const stages: Role[] = request.explain ? ["student", "talker"] : [request.model];
+    const ownMs = expectedWaitMs(request.model, name, aheadOf(request.model, name, backlog), backlog, workers, now);
+    if (ownMs !== null) {
+      // Of one that runs, what has been done of its work counts.
+      const leaderMs = leader == null ? ownMs : leader.pickedAt === null ? (leader.estimatedStartMs ?? ownMs) : leader.pickedAt - now;
+      this.#checkTime(request, Math.min(ownMs, leaderMs), stages, workers);
+    }
+    this.#since.set(`following ${name}`, (this.#since.get(`following ${name}`) ?? 0) + 1);
+    const stored = store();
+    this.#storing.add(stored);
+    return stored.finally(() => this.#storing.delete(stored));
+  }
+
   #acceptedSince(role: Role, name: PriorityClass): number {
     return this.#since.get(`${role} ${name}`) ?? 0;
   }
@@ -80,10 +124,15 @@ export class Admission {
    */
   async #lookAgain(now: number): Promise<Look> {
     await Promise.all(this.#storing);
-    const [backlog, workers] = await Promise.all([this.#queues.readBacklog(now), liveWorkers(this.#queues.redis, now)]);
+    const { redis } = this.#queues;
+    const [backlog, workers, following] = await Promise.all([
+      this.#queues.readBacklog(now),
+      liveWorkers(redis, now),
+      countFollowing(redis),
+    ]);
     this.#lookedAt = performance.now();
     this.#since = new Map();
-    return { backlog, workers };
+    return { backlog, workers, following };
   }
 
   /** Each sample counts as a job. */
@@ -109,7 +158,10 @@ export class Admission {
       return sum + (serviceMs ?? 0) * (stage === "student" ? turns : 1) + (i > 0 ? (swapMs ?? 0) : 0);
     }, 0);
     const deadlineMs = priority === "batch" ? Number.POSITIVE_INFINITY : deadlinesMs[priority];
-    const lateByMs = Math.max(estimatedWaitMs + workMs - (timeoutMs ?? Number.POSITIVE_INFINITY), estimatedWaitMs - deadlineMs);
+    const lateByMs = Math.max(
+      Math.max(estimatedWaitMs + workMs, 0) - (timeoutMs ?? Number.POSITIVE_INFINITY),
+      estimatedWaitMs - deadlineMs,
+    );
     if (lateByMs <= 0) return;
     const seconds = (ms: number) => `${(ms / 1000).toFixed(1)} s`;
     const limit =
@@ -118,7 +170,7 @@ export class Admission {
         : `it is to end within timeoutMs, ${seconds(timeoutMs!)}, its work taking ${seconds(workMs)}`;
     throw new MathllmError(
       "deadline-unmeetable",
-      `The job would wait ${seconds(estimatedWaitMs)}; ${limit}. Try again later, or send it as batch, which may wait as long as it takes.`,
+      `The job would wait ${seconds(Math.max(estimatedWaitMs, 0))}; ${limit}. Try again later, or send it as batch, which may wait as long as it takes.`,
       {
         extra: {
           estimatedStartMs: estimatedWaitMs,

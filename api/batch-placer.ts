@@ -11,7 +11,7 @@ import { followLeader, moveOn } from "../queues/followers.ts";
 import { type JobOwner, releasePlace, takePlace } from "../queues/job-places.ts";
 import { type JobKind, PRIORITY_CLASSES, type PriorityClass, ROLES, type Role } from "../queues/names.ts";
 import type { Queues } from "../queues/open-queues.ts";
-import { endFlight, followMany, joinFlights, unfollow } from "../queues/single-flight.ts";
+import { countFollowing, endFlight, followMany, joinFlights, unfollow } from "../queues/single-flight.ts";
 import { storeJobs } from "../queues/store-job.ts";
 import type { AnswerLookup, Lookup } from "./answer-lookup.ts";
 import { jobData, place } from "./submission.ts";
@@ -173,9 +173,16 @@ export class BatchPlacer {
 
   /** Throws `queue-full`. A chunk that can never fit is let in when nothing of its class waits. */
   async #checkRoom(lines: PlacedLine[]): Promise<void> {
-    const backlog = await this.#queues.readBacklog(Date.now());
+    const [backlog, following] = await Promise.all([this.#queues.readBacklog(Date.now()), countFollowing(this.#queues.redis)]);
     for (const { role, name, count } of needsOf(lines)) {
       const most = this.#config.maxDepths[name];
+      // Any of them may turn out to follow.
+      if (following[name] + Math.min(count, most) > most) {
+        throw new MathllmError(
+          "queue-full",
+          `${following[name]} ${name} requests follow identical ones that have not ended, and ${most} may (${name.toUpperCase()}_MAX_DEPTH).`,
+        );
+      }
       const waiting = backlog[role].waiting[name];
       if (waiting + Math.min(count, most) <= most) continue;
       throw new MathllmError(

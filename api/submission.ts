@@ -7,6 +7,7 @@ import { JOB_DATA_VERSION, type JobData, type JobRequest, type JobView } from ".
 import { MathllmError } from "../queues/errors.ts";
 import { followLeader, moveOn } from "../queues/followers.ts";
 import { type JobOwner, releasePlace, takePlace } from "../queues/job-places.ts";
+import { loadJobView } from "../queues/job-view.ts";
 import { cacheEntryOf, type JobKind, keys, newJobId, roleOfJobId } from "../queues/names.ts";
 import type { Queues } from "../queues/open-queues.ts";
 import { endFlight, joinFlights, readFollower } from "../queues/single-flight.ts";
@@ -163,7 +164,12 @@ async function storeOrFind(
       const [flight] = await joinFlights(queues.redis, [{ flightKey, jobId, answerKey: found.answerKey }]);
       const { leaderId, since } = flight!;
       if (leaderId === jobId) break;
-      if (await followLeader(queues, config, jobId, { leaderId, data: dataOf(null) }, since)) {
+      const follow = () => followLeader(queues, config, jobId, { leaderId, data: dataOf(null) }, since);
+      const leaderProgress = async () => {
+        const view = await loadJobView(queues, leaderId);
+        return view && { estimatedStartMs: view.estimatedStartMs, pickedAt: view.timestamps.pickedAt };
+      };
+      if (await (admission === undefined ? follow() : admission.admitFollower(request, acceptedAt, leaderProgress, follow))) {
         answers.cache.count("coalesced");
         return { jobId, estimatedWaitMs: null, replayed: false, cached: null };
       }

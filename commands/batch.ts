@@ -33,7 +33,8 @@ export function addBatch(program: Command, run: Run): void {
       "after",
       `
 It can be stopped or killed at any point: the same command again goes on where it stopped, and computes nothing twice, unless a model was
-changed meanwhile: then all is computed anew. Until the output is whole FILE.batch.json stands beside it. Run on a finished output it sends only what is missing there, such as lines that had failed. Options are for lines that don't say otherwise.
+changed meanwhile: then all is computed anew. Until the output is whole FILE.batch.json stands beside it. Run on a
+finished output it sends only what is missing there, such as lines that had failed. Options are for lines that don't say otherwise.
 Exit codes: 0 ok, 1 lines failed or interrupted, 2 wrong usage.`,
     )
     .action((file, options) => run(() => runBatchCommand(file, options)));

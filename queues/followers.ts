@@ -8,7 +8,17 @@ import { stageJobs } from "./job-stages.ts";
 import { deadlineDetail } from "./job-view.ts";
 import { CLASS_PRIORITY, keys } from "./names.ts";
 import type { Queues } from "./open-queues.ts";
-import { endFlight, endFollowers, type Follower, follow, joinFlights, moveFollowersOn, TAKE_OFF_MS, unfollow } from "./single-flight.ts";
+import {
+  endFlight,
+  endFollowers,
+  type Follower,
+  followMany,
+  joinFlights,
+  moveFollowersOn,
+  type NewFollower,
+  TAKE_OFF_MS,
+  unfollow,
+} from "./single-flight.ts";
 import { storeJob } from "./store-job.ts";
 
 /**
@@ -19,7 +29,7 @@ export async function followLeader(
   queues: Queues,
   config: Config,
   jobId: string,
-  follower: Follower,
+  follower: NewFollower,
   since: number,
   now = Date.now(),
 ): Promise<boolean> {
@@ -34,14 +44,14 @@ export async function followLeader(
 async function board(
   queues: Queues,
   jobId: string,
-  follower: Follower,
+  follower: NewFollower,
   since: number,
   now = Date.now(),
 ): Promise<{ isFlying: boolean; leader?: Job<JobData, StageResult> }> {
   const { data, leaderId } = follower;
   if (data.deadlineAt !== undefined) await queues.redis.zadd(keys.deadlines, data.deadlineAt, jobId);
   // The record first, the look after it: a leader that ends from now on finds its follower.
-  await follow(queues.redis, jobId, follower);
+  await followMany(queues.redis, [{ jobId, follower }]);
   const stages = await stageJobs(queues, leaderId);
   const leader = stages.find(({ id }) => id === leaderId);
   const isFlying = leader === undefined ? now - since <= TAKE_OFF_MS : leader.finishedOn === undefined;
@@ -53,7 +63,7 @@ async function board(
 }
 
 /** The leader has ended, or never took off. */
-async function land(queues: Queues, config: Config, { data, leaderId }: Follower, leader?: Job<JobData, StageResult>): Promise<void> {
+async function land(queues: Queues, config: Config, { data, leaderId }: NewFollower, leader?: Job<JobData, StageResult>): Promise<void> {
   if (leader !== undefined) return landJob(queues, config, leader);
   await endFlight(queues.redis, data.flightKey!, leaderId);
   await moveOn(queues, config, leaderId);
@@ -85,7 +95,7 @@ export async function moveOn(queues: Queues, config: Config, leaderId: string, a
     const [flight] = await joinFlights(queues.redis, [{ flightKey: data.flightKey!, jobId }]);
     if (flight!.leaderId === jobId) {
       await storeJob(queues, config, jobId, data);
-      await queues.redis.del(keys.follower(jobId));
+      await unfollow(queues.redis, jobId, leaderId);
       return;
     }
     const follower = { leaderId: flight!.leaderId, data };

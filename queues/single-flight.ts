@@ -2,7 +2,7 @@ import { z } from "zod";
 import { cancelledAt } from "./cancellation.ts";
 import type { Redis } from "./connection.ts";
 import { type JobData, jobDataSchema } from "./contracts.ts";
-import { keys } from "./names.ts";
+import { keys, PRIORITY_CLASSES, type PriorityClass } from "./names.ts";
 
 /**
  * Identical requests in flight are computed once. The first one's job leads; each later one is a follower: a record with its own id,
@@ -15,9 +15,19 @@ import { keys } from "./names.ts";
  * The records say it all, so whoever sees a leader that ended without an answer (its worker, another request, or a look at a follower)
  * can move its followers on; doing it twice changes nothing, for a job is added once under its id. A job may wait for as long as it takes,
  * so a follower's record begins to expire only when its leader has ended.
+ *
+ * A follower's record holds what is its own; what it has in common with all of its leader's followers, which may be long, is kept once for them.
+ * `following` has, for each class, the followers whose records don't expire, so that no more are let in than may wait.
  */
-const followerSchema = z.object({ leaderId: z.string(), data: jobDataSchema });
+const sharedSchema = jobDataSchema.pick({ problem: true, messages: true, solved: true });
+const followerSchema = z.object({ leaderId: z.string(), data: jobDataSchema.partial({ problem: true }) });
 export type Follower = z.infer<typeof followerSchema>;
+
+/** One that is to follow. */
+export interface NewFollower {
+  leaderId: string;
+  data: JobData;
+}
 
 /** A leader that is not there by then never will be: who was to add it has died, or it has ended long ago. */
 export const TAKE_OFF_MS = 5000;
@@ -79,20 +89,37 @@ export async function endFlight(redis: Redis, flightKey: string, leaderId: strin
   await redis.eval(RELEASE_SCRIPT, 1, keys.flight(flightKey), leaderId);
 }
 
-export async function follow(redis: Redis, jobId: string, follower: Follower): Promise<void> {
-  await redis.multi().set(keys.follower(jobId), JSON.stringify(follower)).sadd(keys.followers(follower.leaderId), jobId).exec();
+function ownOf({ problem: _, messages: __, solved: ___, ...own }: JobData): Follower["data"] {
+  return own;
 }
 
-export async function followMany(redis: Redis, followers: { jobId: string; follower: Follower }[]): Promise<void> {
-  const pipeline = redis.pipeline();
+/** Writes the records of followers, all or none of each; done again it changes nothing. */
+export async function followMany(redis: Redis, followers: { jobId: string; follower: NewFollower }[]): Promise<void> {
+  if (followers.length === 0) return;
+  const multi = redis.multi();
   for (const { jobId, follower } of followers) {
-    pipeline.set(keys.follower(jobId), JSON.stringify(follower)).sadd(keys.followers(follower.leaderId), jobId);
+    const { leaderId, data } = follower;
+    multi.set(keys.follower(jobId), JSON.stringify({ leaderId, data: ownOf(data) }));
+    multi.sadd(keys.followers(leaderId), jobId).sadd(keys.following(data.priority), jobId);
   }
-  for (const [error] of (await pipeline.exec()) ?? []) if (error !== null) throw error;
+  // Of the same flight they are the same: one is enough.
+  for (const { leaderId, data } of new Map(followers.map(({ follower }) => [follower.leaderId, follower])).values()) {
+    multi.set(keys.followed(leaderId), JSON.stringify(sharedSchema.parse(data)), "EX", FLIGHT_TTL_SECONDS);
+  }
+  for (const [error] of (await multi.exec()) ?? []) if (error !== null) throw error;
 }
 
+/** It follows nobody any more: it never did, it is a job now, or it was withdrawn. */
 export async function unfollow(redis: Redis, jobId: string, leaderId: string): Promise<void> {
-  await redis.multi().del(keys.follower(jobId)).srem(keys.followers(leaderId), jobId).exec();
+  const multi = redis.multi().del(keys.follower(jobId)).srem(keys.followers(leaderId), jobId);
+  for (const name of PRIORITY_CLASSES) multi.srem(keys.following(name), jobId);
+  await multi.exec();
+}
+
+/** The followers of each class that have not ended. */
+export async function countFollowing(redis: Redis): Promise<Record<PriorityClass, number>> {
+  const counts = await Promise.all(PRIORITY_CLASSES.map(async (name) => [name, await redis.scard(keys.following(name))]));
+  return Object.fromEntries(counts) as Record<PriorityClass, number>;
 }
 
 export async function readFollower(redis: Redis, jobId: string): Promise<Follower | undefined> {
@@ -105,8 +132,13 @@ export async function readFollowers(redis: Redis, jobIds: string[]): Promise<(Fo
   return texts.map((text) => (text === null ? undefined : followerSchema.safeParse(JSON.parse(text)).data));
 }
 
-async function endFollower(redis: Redis, jobId: string, { idempotencyDigest }: JobData, retentionSeconds: number): Promise<void> {
-  const pipeline = redis.multi().expire(keys.follower(jobId), retentionSeconds);
+async function endFollower(
+  redis: Redis,
+  jobId: string,
+  { idempotencyDigest, priority }: Follower["data"],
+  retentionSeconds: number,
+): Promise<void> {
+  const pipeline = redis.multi().expire(keys.follower(jobId), retentionSeconds).srem(keys.following(priority), jobId);
   if (idempotencyDigest !== undefined) pipeline.expire(keys.idempotency(idempotencyDigest), retentionSeconds);
   await pipeline.exec();
 }
@@ -117,7 +149,7 @@ export async function endFollowers(redis: Redis, leaderId: string, retentionSeco
     const follower = await readFollower(redis, jobId);
     if (follower?.leaderId === leaderId) await endFollower(redis, jobId, follower.data, retentionSeconds);
   }
-  await redis.del(keys.followers(leaderId));
+  await redis.multi().del(keys.followers(leaderId)).expire(keys.followed(leaderId), retentionSeconds).exec();
 }
 
 /**
@@ -132,15 +164,20 @@ export async function moveFollowersOn(
   also: string[] = [],
   now = Date.now(),
 ): Promise<void> {
+  const shared = sharedSchema.safeParse(JSON.parse((await redis.get(keys.followed(leaderId))) ?? "null")).data;
   const ids = [...new Set([...(await redis.smembers(keys.followers(leaderId))), ...also])].sort();
   for (const jobId of ids) {
     const follower = await readFollower(redis, jobId);
     if (follower === undefined || follower.leaderId !== leaderId) continue;
     const { data } = follower;
+    const whole = jobDataSchema.safeParse({ ...data, ...shared }).data;
     if ((data.deadlineAt ?? Number.POSITIVE_INFINITY) <= now || (await cancelledAt(redis, jobId)) !== null) {
       await endFollower(redis, jobId, data, retentionSeconds);
-    } else await goOn(jobId, data);
+      // Nobody can say any more what it asked for: it was lost with its leader long ago.
+    } else if (whole === undefined) await unfollow(redis, jobId, leaderId);
+    else await goOn(jobId, whole);
   }
+  if (shared !== undefined) await redis.expire(keys.followed(leaderId), retentionSeconds);
   // Only these: one that joined meanwhile is moved on by its own look.
   if (ids.length > 0) await redis.srem(keys.followers(leaderId), ...ids);
 }

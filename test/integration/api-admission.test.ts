@@ -1,6 +1,7 @@
 import { pino } from "pino";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { type RunningApi, startApi } from "../../api/main.ts";
+import { publishModel } from "../../queues/answer-cache.ts";
 import { type Config, readConfig } from "../../queues/config.ts";
 import { acceptedSchema, jobViewSchema, type WorkerStatus } from "../../queues/contracts.ts";
 import { type GpuView, gpuViewSchema } from "../../queues/gpu-view.ts";
@@ -269,6 +270,24 @@ describe("time", () => {
     expect(response.headers.get("retry-after")).toBe("1");
     expect((await expectProblem(response, 429, "deadline-unmeetable")).detail).toContain("timeoutMs");
     expect((await accepted(await post({ priority: name, timeoutMs: waitMs + SERVICE_MS }))).estimatedStartMs).toBe(waitMs);
+  });
+
+  test("a request that follows another is held to its leader's time, and is refused when that is too late for it", async () => {
+    await publishModel(queues.redis, "student", { modelId: "m", digest: "d", promptVersion: "p", maxTokens: 100, settings: "s" });
+    await beat();
+    await fill("student", "normal", 3);
+    const { jobId } = await accepted(await post({}));
+    // It waits for four places to come free; whoever comes after these would wait for many more.
+    await fill("talker", "normal", 1);
+    for (let i = 0; i < 12; i++) await accepted(await post({ problem: `another ${i}` }));
+    const waitMs = (4 * SERVICE_MS) / 2;
+    const before = await keyCount();
+    for (const timeoutMs of [1, waitMs + SERVICE_MS - 1000]) {
+      await expectProblem(await post({ timeoutMs }), 429, "deadline-unmeetable");
+    }
+    expect(await keyCount()).toBe(before);
+    const follower = await accepted(await post({ timeoutMs: waitMs + SERVICE_MS }));
+    expect(await queues.redis.smembers(keys.followers(jobId))).toEqual([follower.jobId]);
   });
 
   test("the work of an explain job is both stages and the swap between them", async () => {

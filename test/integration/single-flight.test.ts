@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { Admission } from "../../api/admission.ts";
 import { AnswerLookup } from "../../api/answer-lookup.ts";
 import { BatchIngest, type UploadLine } from "../../api/batch-ingest.ts";
 import type { BatchKeeper } from "../../api/batch-keeper.ts";
@@ -12,7 +13,7 @@ import { type ChatMessage, type JobRequest, MAX_PROBLEM_CHARS, solveRequestSchem
 import { moveOn } from "../../queues/followers.ts";
 import { keys, newJobId } from "../../queues/names.ts";
 import { openQueues, type Queues } from "../../queues/open-queues.ts";
-import { endFlight, joinFlights } from "../../queues/single-flight.ts";
+import { endFlight, endFollowers, joinFlights } from "../../queues/single-flight.ts";
 import { storeJob } from "../../queues/store-job.ts";
 import { type RedisFixture, startRedisFixture } from "../redis-fixture.ts";
 import { stageResult } from "../stand-in-worker.ts";
@@ -91,7 +92,7 @@ test("whoever goes on for a leader that has left leads its flight: the same requ
   await queues.student.remove(left.jobId);
   await endFlight(queues.redis, data.flightKey!, left.jobId);
   await moveOn(queues, config, left.jobId);
-  expect(await queues.student.getJob(next.jobId)).toBeDefined();
+  expect((await queues.student.getJob(next.jobId))?.data).toMatchObject({ problem: "goes on", flightKey: data.flightKey });
   const again = await submit(queues, config, request, { answers });
   expect(await queues.student.getJob(again.jobId)).toBeUndefined();
   expect(await queues.redis.smembers(`{mathllm}:followers:${next.jobId}`)).toEqual([again.jobId]);
@@ -186,4 +187,42 @@ test("long lines are checked, and looked for, over many turns of the event loop;
   expect(checkedIn.size).toBeGreaterThanOrEqual(20);
   expect(new Set(readIn).size).toBeGreaterThanOrEqual(20);
   expect(readIn.length).toBe(60);
+});
+
+test("followers keep what is theirs alone, are as many as may wait, and are counted until they have ended or gone on", async () => {
+  const few = readConfig({ NORMAL_MAX_DEPTH: "3" });
+  const answers = { lookup: new AnswerLookup(queues.redis, cache), cache };
+  const problem = `bounded ${"x".repeat(20_000)}`;
+  const post = () => submit(queues, few, requestFor(problem), { answers, admission: new Admission(queues, few) });
+  const [leader, ...followers] = [await post(), await post(), await post(), await post()];
+  await expect(post()).rejects.toMatchObject({ code: "queue-full", message: expect.stringContaining("NORMAL_MAX_DEPTH") });
+  const lines = [1, 2].map(
+    (line): PlacedLine => ({
+      line,
+      index: line - 1,
+      customId: null,
+      request: requestFor(problem),
+      kind: "solve",
+      jobId: newJobId("solve"),
+    }),
+  );
+  const placer = new BatchPlacer(queues, few, answers);
+  const inBatch = () => placer.place(lines, { mayBeThere: false, patience: { leftMs: 0 } });
+  await expect(inBatch()).rejects.toMatchObject({ code: "queue-full", message: expect.stringContaining("NORMAL_MAX_DEPTH") });
+  const sizes = await Promise.all(followers.map(({ jobId }) => queues.redis.strlen(keys.follower(jobId))));
+  expect(Math.max(...sizes)).toBeLessThan(600);
+  const { data } = (await queues.student.getJob(leader!.jobId))!;
+  await queues.student.remove(leader!.jobId);
+  await endFlight(queues.redis, data.flightKey!, leader!.jobId);
+  await moveOn(queues, few, leader!.jobId);
+  const led = await Promise.all(followers.map(({ jobId }) => queues.student.getJob(jobId)));
+  expect(led.flatMap((job) => job?.data.problem ?? [])).toEqual([problem]);
+  // One of three leads: one more may follow, and then as many as may wait do again.
+  await post();
+  await expect(post()).rejects.toMatchObject({ code: "queue-full" });
+  const next = led.find((job) => job !== undefined)!;
+  await endFollowers(queues.redis, next.id!, 60);
+  expect(await queues.redis.scard(keys.following("normal"))).toBe(0);
+  expect(await queues.redis.ttl(keys.followed(next.id!))).toBeLessThanOrEqual(60);
+  await queues.student.remove(next.id!);
 });
