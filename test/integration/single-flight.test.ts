@@ -190,6 +190,9 @@ test("long lines are checked, and looked for, over many turns of the event loop;
 });
 
 test("followers keep what is theirs alone, are as many as may wait, and are counted until they have ended or gone on", async () => {
+  // What other tests have left waits and follows, too.
+  await queues.redis.flushall();
+  await publishModel(queues.redis, "student", { ...STUDENT, settings: "s" });
   const few = readConfig({ NORMAL_MAX_DEPTH: "3" });
   const answers = { lookup: new AnswerLookup(queues.redis, cache), cache };
   const problem = `bounded ${"x".repeat(20_000)}`;
