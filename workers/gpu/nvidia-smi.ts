@@ -27,7 +27,7 @@ export async function askNvidiaSmi(
       const { code, killed, stdout = "", stderr = "" } = error as { code?: unknown; killed?: boolean; stdout?: string; stderr?: string };
       if (code === "ENOENT" || findsNoDevice(stdout + stderr)) return null;
       if (triesLeft <= 0) {
-        const said = `${stdout} ${stderr}`.trim().replace(/\s+/g, " ").slice(0, SHOWN_CHARACTERS);
+        const said = `${stdout} ${stderr}`.replace(/\s+/g, " ").trim().replace(/\.$/, "").slice(0, SHOWN_CHARACTERS);
         const how = killed ? `did not answer within ${timeoutMs} ms` : `failed (${String(code)})`;
         throw unreadable(`nvidia-smi ${how}${said === "" ? "" : `: ${said}`}`);
       }
