@@ -170,7 +170,7 @@ test("a download that was stopped keeps what it has and fetches only the rest th
   const reason = new Error("the worker stops");
   const stopped = resolveModelFile(REFERENCE, { dataDir, signal: controller.signal });
   const rejected = expect(stopped).rejects.toBe(reason);
-  await expect.poll(() => bytesIn(folder)).toBeGreaterThan(PART_BYTES);
+  await expect.poll(() => bytesIn(folder), { timeout: 10_000 }).toBeGreaterThan(PART_BYTES);
   controller.abort(reason);
   await rejected;
 
@@ -201,7 +201,7 @@ test("of two processes on one folder one downloads, and the other waits for its 
   broken = { times: 1, how: "silent" };
   const stopped = new AbortController();
   const first = resolveModelFile(REFERENCE, { dataDir, signal: stopped.signal });
-  await expect.poll(() => bytesIn(path.join(dataDir, "models"))).toBeGreaterThan(PART_BYTES);
+  await expect.poll(() => bytesIn(path.join(dataDir, "models")), { timeout: 10_000 }).toBeGreaterThan(PART_BYTES);
   const second = otherProcess();
   expect((await second.heard("progress"))[1]).toMatchObject({ doing: "waiting" });
   stopped.abort(new Error("the worker stops"));
