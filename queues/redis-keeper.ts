@@ -131,8 +131,9 @@ export class RedisKeeper {
     } finally {
       answered.abort();
     }
-    // What answers may be another server of this folder, at whose port the spawned one is just ending.
-    if ((await probeServer(this.#address, this.#folder))?.pid !== server.pid) throw new PortTakenError(this.#address.port);
+    // What answered may be another server of this folder, at whose port the spawned one is just ending.
+    const answering = await probeServer(this.#address, this.#folder);
+    if (answering !== undefined && answering.pid !== server.pid) throw new PortTakenError(this.#address.port);
     void ended.then((how) => {
       if (this.#server === server) this.#look(how);
     });

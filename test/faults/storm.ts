@@ -1,7 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
-import net from "node:net";
 import os from "node:os";
 import path from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -9,15 +8,16 @@ import { Worker } from "node:worker_threads";
 import { Redis } from "ioredis";
 import { pino } from "pino";
 import { seededRandom, seededSample } from "../../maths/seeded-random.ts";
-import { environmentShape } from "../../queues/config.ts";
 import { type JobView, jobViewSchema, stageResultSchema, TERMINAL_STATUSES } from "../../queues/contracts.ts";
 import { type EmbeddedRedis, startEmbeddedRedis } from "../../queues/embedded-redis.ts";
 import { KEY_PREFIX, keys, ROLES, type Role, studentStageId } from "../../queues/names.ts";
 import { openQueues } from "../../queues/open-queues.ts";
 import { isAlive, type ProcessIdentity, startTicksOf } from "../../queues/process-identity.ts";
-import { type Incarnation, KeptProcess } from "./kept-process.ts";
-import { type ModelServer, ModelServerFinder } from "./model-servers.ts";
-import type { SamplerReport } from "./sampler-thread.ts";
+import { foreignEnvironment, type Incarnation, KeptProcess } from "./kept-process.ts";
+import type { LiveProcess } from "./live-process.ts";
+import { ModelServerFinder } from "./model-servers.ts";
+import { portBelowEphemeral } from "./quiet-port.ts";
+import type { Sampled, SamplerReport } from "./sampler-thread.ts";
 import { StageEvents } from "./stage-events.ts";
 import { checkTelemetry } from "./telemetry-check.ts";
 import { type AcceptedJob, planJobs, Submitter } from "./traffic.ts";
@@ -240,7 +240,7 @@ class Storm {
     this.#redis = this.#connect();
     this.#events = new StageEvents(this.#connect());
     this.#sampler = new Worker(path.join(import.meta.dirname, "sampler-thread.ts"), {
-      workerData: { mark: `MATHLLM_STORM=${this.#mark}` },
+      workerData: { mark: `MATHLLM_STORM=${this.#mark}` } satisfies Sampled,
       execArgv: [],
     });
     this.#sampler.on("error", (error) => this.#stop.abort(error));
@@ -258,8 +258,7 @@ class Storm {
   }
 
   #keep(name: string, args: string[], extra: NodeJS.ProcessEnv): KeptProcess {
-    const ours = new Set(Object.keys(environmentShape));
-    const inherited = Object.fromEntries(Object.entries(process.env).filter(([variable]) => !ours.has(variable)));
+    const inherited = foreignEnvironment();
     return new KeptProcess({
       name,
       args,
@@ -625,7 +624,7 @@ class Storm {
     return report;
   }
 
-  #describe({ pid, state, parentPid }: ModelServer): string {
+  #describe({ pid, state, parentPid }: LiveProcess): string {
     const parent = this.#workers.flatMap(({ incarnations }) => incarnations).find((one) => one.pid === parentPid);
     return `pid ${pid}, state ${state}, child of ${parent === undefined ? parentPid : `${parent.name} ${parent.number} (pid ${parentPid})`}`;
   }
@@ -647,19 +646,4 @@ async function inParallel<T>(items: T[], workers: number, work: (item: T) => Pro
     while (next < items.length) await work(items[next++]!);
   };
   await Promise.all(Array.from({ length: workers }, one));
-}
-
-/** A free port that the kernel gives no outgoing connection: a client that retries while the API is down can't take it from it. */
-async function portBelowEphemeral(): Promise<number> {
-  for (;;) {
-    const port = 20_000 + Math.floor(Math.random() * 12_000);
-    const server = net.createServer();
-    const free = await new Promise<boolean>((resolve) => {
-      server.once("error", () => resolve(false));
-      server.listen(port, "127.0.0.1", () => resolve(true));
-    });
-    if (!free) continue;
-    await new Promise((resolve) => server.close(resolve));
-    return port;
-  }
 }
