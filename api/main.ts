@@ -10,7 +10,7 @@ import type { Config } from "../queues/config.ts";
 import { openRedis, type Redis, redisErrorLog, waitForRedis } from "../queues/connection.ts";
 import { MathllmError } from "../queues/errors.ts";
 import { MetricCounts } from "../queues/metrics.ts";
-import { openQueues, type Queues } from "../queues/open-queues.ts";
+import { openAnsweredQueues, type Queues } from "../queues/open-queues.ts";
 import { AnswerLookup } from "./answer-lookup.ts";
 import { type AppDeps, createApp } from "./app.ts";
 import { Batches } from "./batches.ts";
@@ -73,15 +73,16 @@ export async function startApi({
   const disconnect = () => {
     for (const connection of connections) connection.disconnect();
   };
+  let queues: Queues;
   try {
     await waitForRedis(redis, REDIS_START_TIMEOUT_MS);
     for (const note of await apiKeys.seed(config.keySeeds)) log.warn(note);
     await gate.start();
+    queues = await openAnsweredQueues(redis, onError, REDIS_START_TIMEOUT_MS);
   } catch (error) {
     disconnect();
     throw error;
   }
-  const queues = openQueues(redis, onError);
   const completions = new JobCompletions(() => connect("worker"), onError);
   const cache = new AnswerCache(redis, { ttlSeconds: config.cacheTtlSeconds, maxBytes: config.cacheMaxBytes }, onError);
   const tokens = new TokenFeed(redis, connect("worker"), onError);

@@ -1,6 +1,6 @@
 import { FlowProducer, Queue } from "bullmq";
 import { type Backlog, backlogReader } from "./backlog.ts";
-import type { Redis } from "./connection.ts";
+import { type Redis, waitForRedis } from "./connection.ts";
 import type { JobData, StageResult } from "./contracts.ts";
 import { KEY_PREFIX, ROLES, type Role } from "./names.ts";
 
@@ -36,4 +36,20 @@ export function openQueues(redis: Redis, onError: (error: Error) => void): Queue
       await Promise.all([student.close(), talker.close(), flows.close()]);
     },
   };
+}
+
+/**
+ * The same, when each handle has got an answer from Redis. BullMQ asks for the server's version once, as a handle is made, and a handle
+ * whose question was lost fails for as long as it lives: so it is made anew. Throws `redis-unavailable` when Redis does not come back
+ * within `timeoutMs` of being lost.
+ */
+export async function openAnsweredQueues(redis: Redis, onError: (error: Error) => void, timeoutMs: number): Promise<Queues> {
+  for (;;) {
+    const queues = openQueues(redis, onError);
+    const { student, talker, flows } = queues;
+    const answers = await Promise.allSettled([student.waitUntilReady(), talker.waitUntilReady(), flows.waitUntilReady()]);
+    if (answers.every(({ status }) => status === "fulfilled")) return queues;
+    await queues.close();
+    await waitForRedis(redis, timeoutMs);
+  }
 }
