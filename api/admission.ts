@@ -54,6 +54,7 @@ export class Admission {
     const { backlog, workers } = await this.#current(now);
     const role: Role = request.model;
     const name = request.priority;
+    checkRoom(request, workers);
     const stages: Role[] = request.explain ? ["student", "talker"] : [role];
     for (const stage of stages) this.#checkDepth(stage, name, backlog, stage === "student" ? request.samples : 1);
     const sooner = PRIORITY_CLASSES.slice(0, PRIORITY_CLASSES.indexOf(name) + 1);
@@ -179,4 +180,15 @@ export class Admission {
       },
     );
   }
+}
+
+/** An answer longer than every live worker's context can't come: it is refused rather than cut. */
+function checkRoom({ model, sampling }: SolveRequest, workers: WorkerStatus[]): void {
+  const contexts = workers.map(({ models }) => models[model].contextTokens).filter((tokens) => tokens !== null);
+  const most = Math.max(...contexts);
+  if (contexts.length === 0 || (sampling.maxTokens ?? 0) <= most) return;
+  throw new MathllmError(
+    "invalid-request",
+    `sampling.maxTokens: expected at most ${most}, the tokens of the ${model}'s context; got ${sampling.maxTokens}. Lower it, or raise ${model.toUpperCase()}_MAX_MODEL_LEN as far as the model allows.`,
+  );
 }

@@ -21,6 +21,7 @@ export const JOB_VIEW: JobView = {
       pickedAt: ACCEPTED_AT + 4,
       firstTokenAt: ACCEPTED_AT + 25,
       finishedAt: ACCEPTED_AT + 61,
+      truncated: false,
       error: null,
     },
   ],

@@ -165,7 +165,7 @@ export const FIELD_NOTES: Partial<Record<RequestName | AnswerName, Record<string
     status: "Waiting until its first stage is picked, then active until it has ended.",
     model: "The model that was asked.",
     priority: "Its class.",
-    stages: "One for each model, in order, each with a status and an error of its own.",
+    stages: "One for each model, in order, each with a status and an error of its own, and whether the token limit cut its text.",
     position: "Jobs of the same queue that are picked before it; null once picked.",
     estimatedStartMs: "Milliseconds from now, as expected; null when unknown or picked.",
     reason: "Why it does not run, where there is more to say than that its turn has not come.",

@@ -99,7 +99,7 @@ function summaryText(summary: BatchSummary, output: string): string {
     [before, "from an earlier run"],
     [cached, "from the cache"],
     [coalesced, "with an identical one"],
-    [truncated, "cut by the token limit"],
+    [truncated, "cut by the token limit: raise STUDENT_MAX_TOKENS"],
   ].flatMap(([count, text]) => (count === 0 ? [] : [`${count} ${text}`]));
   return [
     `${completed} of ${lines} completed${details.length === 0 ? "" : ` (${details.join(", ")})`}: ${output}\n`,

@@ -1,5 +1,6 @@
 import type { Command } from "commander";
-import { PRIORITY_CLASSES, type PriorityClass } from "../queues/names.ts";
+import type { JobView } from "../queues/contracts.ts";
+import { PRIORITY_CLASSES, type PriorityClass, ROLES, type Role } from "../queues/names.ts";
 import { apiAt } from "./api-client.ts";
 import { oneOf, URL_OPTION } from "./options.ts";
 import { EXIT_FAILED, type Run, say } from "./run.ts";
@@ -29,9 +30,20 @@ async function runSolve(
     say(`${JSON.stringify(view)}\n`);
   } else {
     const failed = view.error ?? view.stages.find((stage) => stage.error !== null)?.error;
-    if (view.result) say(`${view.result.solution ?? ""}\n\nAnswer: ${view.result.answer ?? "none"}\n`);
-    if (view.result?.explanation) say(`\n${view.result.explanation}\n`);
+    const { solution, answer, explanation } = view.result ?? {};
+    if (view.result) say(`${solution ?? ""}\n\nAnswer: ${answer ?? (isCut(view, "student") ? "none, since it was cut" : "none")}\n`);
+    if (explanation) say(`\n${explanation}\n`);
     if (failed) process.stderr.write(`${failed.title}: ${failed.detail}\n`);
+    else for (const role of ROLES) if (isCut(view, role)) process.stderr.write(`${cutWords(view, role)}\n`);
   }
-  return view.status === "completed" ? 0 : EXIT_FAILED;
+  return view.status === "completed" && !isCut(view, "student") ? 0 : EXIT_FAILED;
+}
+
+const isCut = ({ stages }: JobView, role: Role): boolean => stages.some(({ model, truncated }) => model === role && truncated === true);
+
+/** The tokens are told where one stage alone wrote them. */
+function cutWords({ stages, result }: JobView, role: Role): string {
+  const text = role === "student" ? "solution" : "explanation";
+  const after = stages.length === 1 ? `after ${result!.usage.completionTokens} tokens` : "by its token limit";
+  return `The ${text} was cut ${after}; raise ${role.toUpperCase()}_MAX_TOKENS.`;
 }

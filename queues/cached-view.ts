@@ -31,6 +31,7 @@ export function cachedView(
       pickedAt: null,
       firstTokenAt: null,
       finishedAt: time,
+      truncated: false,
       error: null,
     })),
     position: null,

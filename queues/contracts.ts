@@ -205,6 +205,8 @@ export const jobViewSchema = z.object({
       pickedAt: z.number().nullable(),
       firstTokenAt: z.number().nullable(),
       finishedAt: z.number().nullable(),
+      /** Whether the token limit cut its text; null without one. */
+      truncated: z.boolean().nullable(),
       error: jobErrorSchema.nullable(),
     }),
   ),
@@ -220,6 +222,7 @@ export const jobViewSchema = z.object({
       answer: z.string().nullable(),
       solution: z.string().nullable(),
       explanation: z.string().nullable(),
+      /** Any stage was cut; `stages` tell which. A cut solution has no answer and no explanation. */
       truncated: z.boolean(),
       /** It came from the cache. */
       cached: z.boolean(),

@@ -91,6 +91,10 @@ export const ERROR_GUIDE: Record<ErrorCode, { cause: string; remedy: string }> =
     cause: "The problem, with its prompt and the answer's room, has more tokens than the model's context.",
     remedy: "Shorten it, or raise STUDENT_MAX_MODEL_LEN or TALKER_MAX_MODEL_LEN as far as the model allows.",
   },
+  "solution-unfinished": {
+    cause: "The token limit cut the Student's solution. An explanation of a fragment would be invented, so the Talker was not asked.",
+    remedy: "Raise maxTokens in the request, or STUDENT_MAX_TOKENS and, where the context ends first, STUDENT_MAX_MODEL_LEN.",
+  },
   "engine-failed": {
     cause: "The model server died or broke off. The job is tried JOB_ATTEMPTS times before it fails with this.",
     remedy: "Send it again. If it keeps coming, GET /gpu and the worker's log tell what the server said last.",

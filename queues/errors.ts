@@ -36,6 +36,7 @@ export const ERRORS = {
   "deadline-exceeded": { status: 504, title: "The job's time ran out", retryable: false },
   "job-timeout": { status: 504, title: "The job took too long on the model", retryable: false },
   "problem-too-long": { status: 422, title: "The problem does not fit into the model's context", retryable: false },
+  "solution-unfinished": { status: 422, title: "The solution was cut, so it was not explained", retryable: false },
   "engine-failed": { status: 502, title: "The model server failed", retryable: true },
   "engine-refused": { status: 502, title: "The model server refused the request", retryable: false },
   "out-of-memory": { status: 503, title: "The model does not fit into the memory", retryable: true },

@@ -180,6 +180,7 @@ export function toJobView(job: JobSnapshot): JobView {
       pickedAt: stage.pickedAt,
       firstTokenAt: stage.firstTokenAt,
       finishedAt: stage.finishedAt,
+      truncated: stage.result?.truncated ?? null,
       error: stageError(stage),
     })),
     position: outcome.terminal ? null : job.position,

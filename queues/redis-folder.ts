@@ -1,4 +1,4 @@
-import { mkdir, readFile, realpath, rename, rm, writeFile } from "node:fs/promises";
+import { mkdir, readFile, realpath, rename, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { z } from "zod";
 import { MathllmError } from "./errors.ts";
@@ -8,14 +8,16 @@ import { type FileLock, tryLockFile } from "./file-lock.ts";
  * The embedded Redis' folder. Three things in it settle who may do what:
  *   starting.lock   one process at a time finds out whether to start, to join or to take over
  *   server.lock     goes into the hands of every server that is started here: while one lives, no other can be started
- *   instance.json   the address, the server and its keeper; written before a server is spawned, removed when its keeper has ended it
+ *   instance.json   the address, the server and its keeper; written before a server is spawned. The address stays when both are gone,
+ *                   so that whoever had joined finds the next server where the last one was
  */
 
 const identitySchema = z.object({ pid: z.number(), startTicks: z.number().nullable() });
 const instanceSchema = z.object({
-  /** null between the lock's taking and the spawn. */
+  /** null between the lock's taking and the spawn, and when its keeper has ended it. */
   server: identitySchema.nullable(),
-  keeper: identitySchema,
+  /** null when it has left. */
+  keeper: identitySchema.nullable(),
   port: z.number(),
   password: z.string(),
 });
@@ -67,10 +69,6 @@ export class RedisFolder {
 
   async writeInstance(instance: Instance): Promise<void> {
     await this.#writePrivate("instance.json", JSON.stringify(instance));
-  }
-
-  async removeInstance(): Promise<void> {
-    await rm(path.join(this.path, "instance.json"), { force: true });
   }
 
   /** The password stands in a file of mode 0600: a command line can be read by every user. */

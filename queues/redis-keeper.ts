@@ -103,7 +103,7 @@ export class RedisKeeper {
       if (Date.now() > giveUpAt) process.kill(server.pid, "SIGKILL");
       await delay(STOP_POLL_MS);
     }
-    await this.#folder.removeInstance();
+    await this.#folder.writeInstance({ server: null, keeper: null, ...this.#address });
   }
 
   async #spawn(lock: FileLock): Promise<void> {

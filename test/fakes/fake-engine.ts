@@ -32,6 +32,8 @@ export class FakeGpu {
   starting: (profile: ModelProfile) => Promise<void> = async () => {};
   /** Roles whose preparation has ended well. */
   readonly prepared = new Set<Role>();
+  /** Which role's answers the token limit cuts. */
+  cuts: Role | null = null;
   /** What the load of a profile fails with; null: it does not. */
   loadError: (profile: ModelProfile) => Error | null = () => null;
   /** What the health check of every server says. */
@@ -156,7 +158,7 @@ export class FakeEngine implements Engine {
         const send = (value: unknown) => response.write(`data: ${JSON.stringify(value)}\n\n`);
         response.writeHead(200, { "content-type": "text/event-stream" });
         send({ choices: [{ delta: { content: this.#gpu.answer(prompt, seed) } }] });
-        send({ choices: [{ delta: {}, finish_reason: "stop" }] });
+        send({ choices: [{ delta: {}, finish_reason: this.#gpu.cuts === this.role ? "length" : "stop" }] });
         send({ choices: [], usage: { prompt_tokens: 10, completion_tokens: 5 } });
         this.#gpu.served++;
         response.end("data: [DONE]\n\n");

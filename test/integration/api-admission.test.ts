@@ -79,6 +79,16 @@ async function expectQueueFull(response: Response): Promise<string> {
   return (await expectProblem(response, 429, "queue-full")).detail;
 }
 
+test("more tokens of answer than the model's context has are refused; what that is says a live worker", async () => {
+  await accepted(await post({ sampling: { maxTokens: 513 } }));
+  await publishStatus(queues.redis, workerStatus());
+  const refusal = async () => (await post({ sampling: { maxTokens: 513 } })).status;
+  await soon(refusal).toBe(400);
+  const { detail } = await expectProblem(await post({ sampling: { maxTokens: 513 } }), 400, "invalid-request");
+  expect(detail).toMatch(/maxTokens: expected at most 512.*student.*got 513.*STUDENT_MAX_MODEL_LEN/);
+  await accepted(await post({ sampling: { maxTokens: 512 } }));
+});
+
 const keyCount = () => queues.redis.dbsize();
 
 describe("depth", () => {

@@ -152,6 +152,28 @@ test("a failed Talker keeps the solution and says that the explanation failed", 
   expect(view.stages[1]).toMatchObject({ model: "talker", status: "failed", error: { code: "job-timeout" } });
 });
 
+test("a cut solution has no answer and is not explained: the Talker is not loaded, and its stage says why", async () => {
+  gpu.cuts = "student";
+  await startWorker();
+  const view = await end(await send({ explain: true }));
+  expect(view.status).toBe("completed");
+  expect(view.result).toMatchObject({ answer: null, truncated: true, explanation: null });
+  expect(view.stages).toMatchObject([
+    { model: "student", status: "completed", truncated: true, error: null },
+    { model: "talker", status: "failed", truncated: null, error: { code: "solution-unfinished" } },
+  ]);
+  expect(view.stages[1]!.error!.detail).toContain("cut after 5 tokens; raise STUDENT_MAX_TOKENS");
+  expect(gpu.loads).toEqual(["student"]);
+});
+
+test("a cut explanation is told apart from a cut solution", async () => {
+  gpu.cuts = "talker";
+  await startWorker();
+  const view = await end(await send({ explain: true }));
+  expect(view.result).toMatchObject({ answer: "1", truncated: true });
+  expect(view.stages.map(({ truncated }) => truncated)).toEqual([false, true]);
+});
+
 test("a waiting job of the other model is cancelled without a swap, a running one is aborted", async () => {
   gpu.serviceMs = () => 60_000;
   await startWorker();

@@ -6,7 +6,7 @@ import { ALONE_AFTER_CRASHES, type ChatMessage, jobDataSchema, type PublishedMod
 import { failedReasonOf, MathllmError } from "../../queues/errors.ts";
 import { isVote } from "../../queues/job-stages.ts";
 import { deadlineDetail } from "../../queues/job-view.ts";
-import { CLASS_PRIORITY, clientJobId, type Role } from "../../queues/names.ts";
+import { CLASS_PRIORITY, clientJobId, type Role, studentStageId } from "../../queues/names.ts";
 import type { Queues } from "../../queues/open-queues.ts";
 import { TokenStreamWriter } from "../../queues/token-stream.ts";
 import { traced, tracePast } from "../../queues/tracing.ts";
@@ -66,7 +66,10 @@ export function stageProcessor(stage: Stage, deps: StageDeps): StageProcessor {
   async function process(...[job, token, signal]: Parameters<StageProcessor>): Promise<StageResult> {
     const resident = isVote(job) ? null : deps.resident();
     try {
-      return await runStage(stage, deps, job, resident, signal);
+      const result = await runStage(stage, deps, job, resident, signal);
+      // A fragment is not explained: its parent ends without the Talker. Before the completion, so that no swap begins for it.
+      if (result.truncated && job.id === studentStageId(clientJobId(job.id!))) await deps.endParent(clientJobId(job.id!));
+      return result;
     } catch (error) {
       const reason = signal.aborted && signal.reason instanceof Error ? signal.reason : error;
       const broken = reason instanceof MathllmError && reason.code === "engine-failed" && resident !== null;

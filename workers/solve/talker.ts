@@ -1,4 +1,6 @@
 import type { StageResult } from "../../queues/contracts.ts";
+import { cutAfter } from "../../queues/cut-answer.ts";
+import { MathllmError } from "../../queues/errors.ts";
 import type { StageJob } from "../gpu/manual-worker.ts";
 import { explainPrompt, talkPrompt } from "./prompts.ts";
 import type { Stage } from "./stage.ts";
@@ -15,6 +17,7 @@ export const talkerStage: Stage = {
     if (job.data.kind === "talk") return job.data.messages ?? talkPrompt(job.data.problem);
     const solved = await solutionOf(job);
     if (solved === undefined) throw new Error("the Student's solution is not there");
+    if (solved.truncated) throw new MathllmError("solution-unfinished", `Expected a whole solution to explain; ${cutAfter(solved)}`);
     return explainPrompt(job.data.problem, solved.text, solved.answer);
   },
   answer: () => null,

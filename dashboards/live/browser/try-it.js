@@ -300,14 +300,17 @@ export class TryIt {
 }
 
 /** @param {JobView} view */
-function answerOf({ result }) {
-  if (result?.answer == null) return result?.truncated ? "cut off by the token limit" : "none stands in the solution";
+function answerOf({ result, stages }) {
+  const solutionIsCut = stages.some(({ model, truncated }) => model === "student" && truncated);
+  if (result?.answer == null) return solutionIsCut ? "none: the token limit cut it (STUDENT_MAX_TOKENS)" : "none stands in the solution";
   return /[\\^_{}]/.test(result.answer) ? mathsText(`\\(${result.answer}\\)`) : result.answer;
 }
 
 /** @param {JobView} view */
-function endOf({ status, result }) {
+function endOf({ status, result, stages }) {
   if (status === "completed") {
+    if (stages.some(({ model, truncated }) => model === "student" && truncated))
+      return "The token limit cut the solution before its answer.";
     const what = result?.explanation == null ? "Solved" : "Solved and explained";
     if (result?.answer == null) return `${what}, without an answer.`;
     const spoken = result.answer.replace(/\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}/g, "$1/$2");
