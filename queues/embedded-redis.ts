@@ -16,7 +16,7 @@ import { probeServer, untilAnswers, urlOf } from "./redis-probe.ts";
  *      running, another process of ours comes ──► joined: the same server, which its joiner does not stop
  *      running, killed ──► its keeper starts it again on the same port and data (redis-keeper.ts)
  *      running, its keeper is killed ──► running on; the next start takes it over and is its keeper from then on
- *      killed after its keeper ──► the next start starts it again, on the same port if that is free: who had joined finds it again
+ *   nothing, the next start ──► on the same port if that is free: who had joined finds it again
  *
  * An accepted job outlives us: the server leads its own process group, and only `dieWithParent` ties its life to its keeper's.
  */
@@ -74,7 +74,7 @@ export async function startEmbeddedRedis(options: EmbeddedRedisOptions): Promise
 async function startJoinOrTakeOver(folder: RedisFolder, options: EmbeddedRedisOptions): Promise<EmbeddedRedis | undefined> {
   const last = await folder.instance();
   const known = last?.server && isAlive(last.server) ? last.server : undefined;
-  if (last !== undefined && isAlive(last.keeper)) return known && join(folder, last, known);
+  if (last?.keeper && isAlive(last.keeper)) return known && join(folder, last, known);
   if (last !== undefined && known !== undefined) return takeOver(folder, last, known, options);
   const lock = await folder.tryServerLock();
   if (lock !== undefined) return startNew(folder, lock, last, options).finally(() => lock.close());
@@ -105,7 +105,7 @@ async function takeOver(
   }
 }
 
-/** `last`: the address at which the folder's former server was known, if its keeper did not end it. */
+/** `last`: the address of the folder's former server. */
 async function startNew(
   folder: RedisFolder,
   lock: FileLock,
@@ -133,7 +133,7 @@ function keeperOptions({ dieWithParent, log = QUIET, env = process.env }: Embedd
 async function waitedInVain(folder: RedisFolder): Promise<MathllmError> {
   const last = await folder.instance();
   const why =
-    last !== undefined && isAlive(last.keeper)
+    last?.keeper && isAlive(last.keeper)
       ? `Process ${last.keeper.pid} keeps the embedded Redis of ${folder.path} and has not started it again (it may be stopped, or starting one). End it, and start again.`
       : `A Redis server that can't be reached has ${folder.path}/server.lock open (fuser tells its process id). End it, or set DATA_DIR to another folder.`;
   return new MathllmError("redis-unavailable", `${why} ${await folder.lastLogLines()}`);

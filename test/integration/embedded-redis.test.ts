@@ -184,6 +184,18 @@ test("killed together with its keeper, it comes back where those who had joined 
   expect(await redis.get("job")).toBe("accepted");
 });
 
+test("a start that failed, and a stop, leave the address to the next start", async () => {
+  const first = await start();
+  const redis = connect(first);
+  await redis.set("job", "accepted");
+  await first.stop();
+  await expect(start({ env: { ...process.env, REDIS_SERVER_BIN: "/nonexistent" } })).rejects.toMatchObject({
+    code: "redis-binary-missing",
+  });
+  expect((await start()).url).toBe(first.url);
+  expect(await redis.get("job")).toBe("accepted");
+});
+
 test("every restart is in the log", async () => {
   const lines: string[] = [];
   const server = await start({ log: pino({ base: null }, { write: (line: string) => lines.push(JSON.parse(line).msg) }) });
