@@ -69,8 +69,8 @@ function loadError(error: Error, detail: string): MathllmError {
 
 /** `onDecode` is called before each decode. */
 function createContext(model: LlamaModel, contextSize: number, profile: EmbeddedProfile, onDecode: () => void): Promise<LlamaContext> {
-  // On a CPU flash attention costs a third of the speed; on a GPU the library knows best.
-  const flashAttention = model.llama.gpu === false ? false : undefined;
+  // Wherever the backend has it: on a CPU, too, it was faster than none, on the shipped Student as on 76 million parameters.
+  const flashAttention = "auto" as const;
   // A quantised value cache exists only with flash attention.
   const kvCache =
     profile.kvCacheBits === 8
