@@ -1,8 +1,10 @@
 import path from "node:path";
 import { z } from "zod";
-import { type KeySeed, parseKeySeeds } from "./api-keys.ts";
+import type { KeySeed } from "./api-keys.ts";
 import { MathllmError } from "./errors.ts";
 import type { PriorityClass, Role } from "./names.ts";
+import { areRedisUrls } from "./redis-urls.ts";
+import { bytes, depth, flag, keySeeds, milliseconds, origins, port, serverUrl, variableNames, webhookSecrets } from "./setting-values.ts";
 
 /**
  * The environment: one schema with units, bounds and defaults. `.env.example` documents the same names.
@@ -17,68 +19,6 @@ const secrets = z.registry<{ configField: string }>();
 
 /** User and password of a URL, be it a valid one or not. */
 const USER_INFO = /(?<=:\/\/).*(?=@)/;
-
-const port = (fallback: number) => z.coerce.number().int().min(0).max(65_535).default(fallback);
-const milliseconds = (fallback: number) => z.coerce.number().int().min(1).max(86_400_000).default(fallback);
-const bytes = z.coerce.number().int().min(1_048_576).max(1e15).optional();
-const depth = (fallback: number) => z.coerce.number().int().min(1).max(10_000_000).default(fallback);
-/** The address of a server. A password in it would stand in reports and logs. */
-const serverUrl = z.url({ protocol: /^https?$/ }).refine((text) => {
-  const url = URL.parse(text);
-  return url === null || (url.username === "" && url.password === "");
-}, "expected an address without user and password");
-const flag = z
-  .enum(["0", "1", "true", "false"], { error: "expected 0, 1, true or false" })
-  .transform((value) => value === "1" || value === "true");
-
-const keySeeds = z.string().transform((text, context): KeySeed[] => {
-  const seeds = parseKeySeeds(text);
-  if (seeds !== undefined) return seeds;
-  context.addIssue({
-    code: "custom",
-    message:
-      "expected name:role:key with commas between, each name and key once: a name of letters, digits and . _ @ -, the role submit, read, submit+read or admin, a key of 8 to 200 visible characters without , and :",
-  });
-  return z.NEVER;
-});
-const origins = z.string().transform((text, context): string[] => {
-  const list = text.split(",").map((each) => each.trim());
-  if (list.every((each) => /^https?:\/\//.test(each) && URL.canParse(each) && new URL(each).origin === each)) return list;
-  context.addIssue({ code: "custom", message: "expected origins such as https://app.example.org with commas between, without a path" });
-  return z.NEVER;
-});
-
-const variableNames = z.string().transform((text, context): string[] => {
-  const names = text.split(",").map((each) => each.trim());
-  if (names.every((name) => /^[A-Za-z_]\w*$/.test(name))) return names;
-  context.addIssue({ code: "custom", message: "expected names of environment variables with commas between" });
-  return z.NEVER;
-});
-
-const WEBHOOK_SECRET_PATTERN = /^whsec_([A-Za-z0-9+/]{32,88}={0,2})$/;
-const webhookSecrets = z.string().transform((text, context): Buffer[] => {
-  const secrets = text.split(/[ ,]+/).map((each) => Buffer.from(WEBHOOK_SECRET_PATTERN.exec(each)?.[1] ?? "", "base64"));
-  if (secrets.every(({ length }) => length >= 24 && length <= 64)) return secrets;
-  context.addIssue({
-    code: "custom",
-    message: "expected whsec_ and the base64 of 24 to 64 bytes; a second one, while it is changed, after a comma",
-  });
-  return z.NEVER;
-});
-
-/** The urls of REDIS_URL: several name nodes of a cluster. A comma may also stand in a password. */
-export function splitRedisUrls(text: string): string[] {
-  return text.split(/\s*,\s*(?=rediss?:\/\/)/);
-}
-
-function areRedisUrls(text: string): boolean {
-  const texts = splitRedisUrls(text);
-  if (!texts.every((each) => /^rediss?:\/\//.test(each) && URL.canParse(each))) return false;
-  const urls = texts.map((each) => new URL(each));
-  // `redis://one,two` is a url too, of a host with a comma in its name.
-  if (urls.some((url) => url.hostname.includes(","))) return false;
-  return urls.length === 1 || urls.every((url) => url.protocol === urls[0]!.protocol && /^\/?$/.test(url.pathname));
-}
 
 /** `llamacpp` starts llama-server; `ollama` and `remote` use a server that runs already. */
 export const ENGINE_MODES = ["embedded", "vllm", "llamacpp", "ollama", "remote"] as const;

@@ -1,9 +1,9 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { Cluster, Redis as SingleRedis } from "ioredis";
 import type { Logger } from "pino";
-import { splitRedisUrls } from "./config.ts";
 import { MathllmError } from "./errors.ts";
 import { KEY_PREFIX } from "./names.ts";
+import { splitRedisUrls } from "./redis-urls.ts";
 
 /** A connection to Redis, be it one server or a cluster. */
 export type Redis = SingleRedis | ServerCluster;
