@@ -40,19 +40,24 @@ describe("what each takes in a round", () => {
 
 /** Counts its steps; a step ends when the test says so. */
 class Walker implements Steppable {
+  readonly place: number;
   ended = false;
   unreadTokens: number;
   readonly steps: number[] = [];
   readonly #lastStep: number;
+  readonly #onStep: (place: number) => void;
   #endStep: (() => void) | undefined;
 
-  constructor(unreadTokens: number, lastStep: number) {
+  constructor(unreadTokens: number, lastStep: number, place = 0, onStep: (place: number) => void = () => {}) {
+    this.place = place;
+    this.#onStep = onStep;
     this.unreadTokens = unreadTokens;
     this.#lastStep = lastStep;
   }
 
   async step(tokens: number): Promise<void> {
     this.steps.push(tokens);
+    this.#onStep(this.place);
     await new Promise<void>((resolve) => {
       this.#endStep = resolve;
     });
@@ -87,6 +92,14 @@ describe("rounds", () => {
     await nextRound();
     expect([a.steps.length, b.steps.length]).toEqual([2, 2]);
     expect(stepper.rounds).toBe(2);
+  });
+
+  test("steps are taken in the order of the places, in whatever order they were joined", async () => {
+    const stepper = new Stepper(limits);
+    const order: number[] = [];
+    for (const place of [2, 0, 3, 1]) stepper.join(new Walker(0, 1, place, (stepped) => order.push(stepped)));
+    await nextRound();
+    expect(order).toEqual([0, 1, 2, 3]);
   });
 
   test("who comes during a round joins at the next one's beginning", async () => {

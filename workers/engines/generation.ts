@@ -11,6 +11,8 @@ export interface Written {
 }
 
 export interface GenerationOptions {
+  /** The number of its sequence. */
+  place: number;
   maxTokens: number;
   sampling: SequenceEvaluateOptions;
   signal: AbortSignal;
@@ -49,6 +51,10 @@ export class Generation implements Steppable {
     this.written = promise;
     this.#resolve = resolve;
     this.#reject = reject;
+  }
+
+  get place(): number {
+    return this.#options.place;
   }
 
   get ended(): boolean {

@@ -29,15 +29,18 @@ export class SequencePool {
   readonly #loaded: LoadedModel;
   readonly #prompts: ChatPrompts;
   readonly #stepper: Stepper;
-  readonly #free: LlamaContextSequence[];
-  readonly #queue: ((sequence: LlamaContextSequence) => void)[] = [];
+  readonly #sequences: LlamaContextSequence[];
+  /** Numbers of sequences. */
+  readonly #free: Set<number>;
+  readonly #queue: ((place: number) => void)[] = [];
   #running = 0;
 
   private constructor(loaded: LoadedModel) {
     this.#loaded = loaded;
     this.#prompts = new ChatPrompts(loaded.model);
     this.#stepper = new Stepper({ batchTokens: loaded.batchTokens, pieceTokens: PIECE_TOKENS });
-    this.#free = loaded.sequences;
+    this.#sequences = loaded.sequences;
+    this.#free = new Set(loaded.sequences.keys());
   }
 
   get contextTokens(): number {
@@ -71,41 +74,41 @@ export class SequencePool {
    * does not fit, and the signal's reason once aborted (after the current token).
    */
   async complete(request: CompletionRequest, signal: AbortSignal, onPiece: (piece: TextPiece) => void): Promise<Completion> {
-    const sequence = await this.#take(signal);
+    const place = await this.#take(signal);
     this.#running++;
     try {
-      return await this.#run(sequence, request, signal, onPiece);
+      return await this.#run(place, request, signal, onPiece);
     } finally {
       this.#running--;
       const next = this.#queue.shift();
-      if (next === undefined) this.#free.push(sequence);
-      else next(sequence);
+      if (next === undefined) this.#free.add(place);
+      else next(place);
     }
   }
 
-  async #take(signal: AbortSignal): Promise<LlamaContextSequence> {
-    const free = this.#free.pop();
-    if (free !== undefined) return free;
+  /** The lowest that is free: those that run should follow each other. */
+  async #take(signal: AbortSignal): Promise<number> {
+    if (this.#free.size > 0) {
+      const place = Math.min(...this.#free);
+      this.#free.delete(place);
+      return place;
+    }
     return new Promise((resolve, reject) => {
       const onAbort = () => {
         this.#queue.splice(this.#queue.indexOf(taken), 1);
         reject(signal.reason);
       };
-      const taken = (sequence: LlamaContextSequence) => {
+      const taken = (place: number) => {
         signal.removeEventListener("abort", onAbort);
-        resolve(sequence);
+        resolve(place);
       };
       this.#queue.push(taken);
       signal.addEventListener("abort", onAbort, { once: true });
     });
   }
 
-  async #run(
-    sequence: LlamaContextSequence,
-    request: CompletionRequest,
-    signal: AbortSignal,
-    onPiece: (piece: TextPiece) => void,
-  ): Promise<Completion> {
+  async #run(place: number, request: CompletionRequest, signal: AbortSignal, onPiece: (piece: TextPiece) => void): Promise<Completion> {
+    const sequence = this.#sequences[place]!;
     const prompt = this.#prompts.render(request);
     const promptTokens = prompt.tokens.length;
     // One token is left free: the library shifts a context that is full to the brim.
@@ -121,7 +124,7 @@ export class SequencePool {
     await sequence.clearHistory();
     const before = { ...sequence.tokenPredictions };
     const maxTokens = Math.min(request.max_completion_tokens ?? request.max_tokens ?? room, room);
-    const generation = new Generation(sequence, prompt, { maxTokens, sampling: samplingOf(request), signal, onPiece });
+    const generation = new Generation(sequence, prompt, { place, maxTokens, sampling: samplingOf(request), signal, onPiece });
     this.#stepper.join(generation);
     const written = await generation.written;
     const after = sequence.tokenPredictions;

@@ -2,6 +2,8 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 
 /** Something that goes on in steps: it reads what is given to it, then writes one token a step. */
 export interface Steppable {
+  /** The number of its sequence. */
+  readonly place: number;
   readonly ended: boolean;
   /** 0 once it writes. */
   readonly unreadTokens: number;
@@ -19,7 +21,8 @@ export interface RoundLimits {
 /**
  * Drives what runs in step: in each round everybody takes one step, all within one turn of the event loop, so that the library puts
  * them into one decode; the next round begins when all steps have ended. Left to themselves sequences fall out of step, and each
- * decode then serves only some of them.
+ * decode then serves only some of them. A round's steps are taken in the order of their places: llama.cpp computes sequences together
+ * only where their numbers follow each other.
  *
  *   joined ──the next round's beginning──► stepping, round by round ──ended──► left
  */
@@ -48,7 +51,7 @@ export class Stepper {
     while (this.#running.length > 0) {
       // A turn of its own for each round: whatever the last one left to do in this turn is done, and sockets are served.
       await nextTurn();
-      const round = this.#running;
+      const round = this.#running.sort((a, b) => a.place - b.place);
       const tokens = shareOut(
         round.map(({ unreadTokens }) => unreadTokens),
         this.#limits,
