@@ -5,9 +5,9 @@ import path from "node:path";
 import type { Command } from "commander";
 import { runDemo } from "../producers/demo.ts";
 import { ApiClient } from "../producers/submit.ts";
-import { environmentShape } from "../queues/config.ts";
 import { openRedis, waitForRedis } from "../queues/connection.ts";
 import { openQueues } from "../queues/open-queues.ts";
+import { withoutSettings } from "../queues/settings.ts";
 import { wholeNumber } from "./options.ts";
 import { EXIT_FAILED, logTo, type Run, say } from "./run.ts";
 import { startSystem } from "./system.ts";
@@ -24,10 +24,8 @@ export function addDemo(program: Command, run: Run): void {
 
 async function runDemoCommand(options: { jobs: number; seed: number; json?: boolean }): Promise<number> {
   const folder = await mkdtemp(path.join(os.tmpdir(), "mathllm-demo-"));
-  const ours = new Set(Object.keys(environmentShape));
-  const inherited = Object.fromEntries(Object.entries(process.env).filter(([name]) => !ours.has(name)));
   const env: NodeJS.ProcessEnv = {
-    ...inherited,
+    ...withoutSettings(process.env),
     REDIS_SERVER_BIN: process.env.REDIS_SERVER_BIN,
     LOG_LEVEL: process.env.LOG_LEVEL || "error",
     DATA_DIR: folder,

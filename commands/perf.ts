@@ -1,7 +1,7 @@
 import path from "node:path";
 import { type Command, InvalidArgumentError } from "commander";
 import type { Settings } from "../producers/perf/settings.ts";
-import { environmentShape } from "../queues/config.ts";
+import { SETTING_NAMES } from "../queues/settings.ts";
 import { wholeNumber } from "./options.ts";
 import { EXIT_FAILED, EXIT_MISSED, type Run, say } from "./run.ts";
 import { MAIN, VERSION } from "./system.ts";
@@ -84,7 +84,7 @@ function countList(text: string): number[] {
 
 function addSetting(text: string, before: Settings): Settings {
   const [, name, value] = /^(\w+)=(.*)$/.exec(text) ?? [];
-  if (name === undefined || !(name in environmentShape))
+  if (name === undefined || !SETTING_NAMES.includes(name))
     throw new InvalidArgumentError("Expected a setting of .env.example, like TALKER_THREADS=8.");
   return { ...before, [name]: value! };
 }

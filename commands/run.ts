@@ -1,5 +1,4 @@
 import { type Logger, pino } from "pino";
-import type { Config } from "../queues/config.ts";
 import { redaction } from "../queues/log-redaction.ts";
 
 /** Runs a command's action and keeps its exit code. */
@@ -10,7 +9,7 @@ export const EXIT_USAGE = 2;
 export const EXIT_MISSED = 3;
 
 /** Logs go to stderr: stdout is for what a command prints. */
-export const logTo = ({ logLevel, logProblems }: Pick<Config, "logLevel"> & Partial<Pick<Config, "logProblems">>): Logger =>
+export const logTo = ({ logLevel, logProblems }: { logLevel: string; logProblems?: boolean }): Logger =>
   pino(
     { level: logLevel, base: null, timestamp: pino.stdTimeFunctions.isoTime, formatters: { log: redaction(logProblems === true) } },
     pino.destination({ fd: 2, sync: true }),

@@ -1,4 +1,4 @@
-import { SECRET_CONFIG_FIELDS, SECRET_SETTINGS } from "./config.ts";
+import { SECRET_CONFIG_FIELDS, SECRET_SETTINGS } from "./settings.ts";
 
 const SECRETS = ["authorization", "cookie", "secret", "password", ...SECRET_SETTINGS, ...SECRET_CONFIG_FIELDS];
 const PROBLEM_TEXTS = ["problem", "solution", "explanation", "prompt", "messages", "text"];

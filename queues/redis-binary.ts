@@ -3,9 +3,9 @@ import { chmod, copyFile, mkdir, mkdtemp, readdir, rename, rm } from "node:fs/pr
 import os from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
-import { withoutSecrets } from "./config.ts";
 import { MathllmError } from "./errors.ts";
 import { isOwnFolder, ownCacheFolder } from "./ownership.ts";
+import { withoutSecrets } from "./settings.ts";
 
 const run = promisify(execFile);
 

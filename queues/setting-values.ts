@@ -3,10 +3,13 @@ import { type KeySeed, parseKeySeeds } from "./api-keys.ts";
 
 /** The kinds of values that settings have, each read from text. */
 
-export const port = (fallback: number) => z.coerce.number().int().min(0).max(65_535).default(fallback);
-export const milliseconds = (fallback: number) => z.coerce.number().int().min(1).max(86_400_000).default(fallback);
-export const bytes = z.coerce.number().int().min(1_048_576).max(1e15).optional();
-export const depth = (fallback: number) => z.coerce.number().int().min(1).max(10_000_000).default(fallback);
+export const wholeNumber = (least: number, most: number) => z.coerce.number().int().min(least).max(most);
+/** 0 takes a free one. */
+export const port = wholeNumber(0, 65_535);
+export const milliseconds = wholeNumber(1, 86_400_000);
+/** Of memory that a model may take. */
+export const memoryBytes = wholeNumber(1_048_576, 1e15);
+export const depth = wholeNumber(1, 10_000_000);
 /** The address of a server. A password in it would stand in reports and logs. */
 export const serverUrl = z.url({ protocol: /^https?$/ }).refine((text) => {
   const url = URL.parse(text);

@@ -1,5 +1,5 @@
 import { expect } from "vitest";
-import { SECRET_SETTINGS } from "../queues/config.ts";
+import { SECRET_SETTINGS } from "../queues/settings.ts";
 
 const WEBHOOK_CANARY = "canaryWEBHOOKSECRETcanaryWEBHOOKSECRETcanary";
 

@@ -1,8 +1,9 @@
 import { mkdir, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
-import { type Config, environmentShape, isSecretSetting, readConfig } from "../../queues/config.ts";
+import { type Config, readConfig } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
 import { findRedisBinary } from "../../queues/redis-binary.ts";
+import { isSecretSetting, SETTING_NAMES } from "../../queues/settings.ts";
 import { runLoad } from "../load/load-run.ts";
 import { FORMULAS } from "../load/metrics.ts";
 import { compareRecords } from "../report/compare.ts";
@@ -95,7 +96,7 @@ export class PerformanceRun {
         `--talker-b: expected no secret, since the report shows its settings and the command; got ${secret}. Set it in the environment.`,
       );
     }
-    const names = Object.keys(environmentShape).filter((name) => !isSecretSetting(name) && !OWN.includes(name));
+    const names = SETTING_NAMES.filter((name) => !isSecretSetting(name) && !OWN.includes(name));
     this.#given = Object.fromEntries(names.flatMap((name) => (options.env[name] ? [[name, options.env[name]!]] : [])));
   }
 

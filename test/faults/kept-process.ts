@@ -3,7 +3,6 @@ import { once } from "node:events";
 import { closeSync, openSync } from "node:fs";
 import path from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { environmentShape } from "../../queues/config.ts";
 import { isAlive, type ProcessIdentity, startTicksOf } from "../../queues/process-identity.ts";
 
 /**
@@ -15,11 +14,6 @@ import { isAlive, type ProcessIdentity, startTicksOf } from "../../queues/proces
 
 const RESTART_MS = 200;
 const CLI = path.join(import.meta.dirname, "../../mathllm.ts");
-
-/** What the product inherits: nothing that configures it. */
-export function foreignEnvironment(): NodeJS.ProcessEnv {
-  return Object.fromEntries(Object.entries(process.env).filter(([variable]) => !Object.hasOwn(environmentShape, variable)));
-}
 
 export interface Incarnation extends ProcessIdentity {
   name: string;

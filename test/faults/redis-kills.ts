@@ -5,7 +5,8 @@ import { setTimeout as delay } from "node:timers/promises";
 import { Worker } from "node:worker_threads";
 import { seededRandom, seededSample } from "../../maths/seeded-random.ts";
 import { jobViewSchema, readinessSchema, TERMINAL_STATUSES } from "../../queues/contracts.ts";
-import { foreignEnvironment, KeptProcess } from "./kept-process.ts";
+import { withoutSettings } from "../../queues/settings.ts";
+import { KeptProcess } from "./kept-process.ts";
 import { portBelowEphemeral } from "./quiet-port.ts";
 import { RedisServerFinder } from "./redis-servers.ts";
 import type { Sampled, SamplerReport } from "./sampler-thread.ts";
@@ -194,7 +195,7 @@ class RedisKills {
       args,
       folder: this.#folder,
       env: (incarnation) => ({
-        ...foreignEnvironment(),
+        ...withoutSettings(process.env),
         DATA_DIR: this.#folder,
         PORT: String(port),
         GPU_ID: path.basename(this.#folder),

@@ -13,7 +13,8 @@ import { type EmbeddedRedis, startEmbeddedRedis } from "../../queues/embedded-re
 import { KEY_PREFIX, keys, ROLES, type Role, studentStageId } from "../../queues/names.ts";
 import { openQueues } from "../../queues/open-queues.ts";
 import { isAlive, type ProcessIdentity, startTicksOf } from "../../queues/process-identity.ts";
-import { foreignEnvironment, type Incarnation, KeptProcess } from "./kept-process.ts";
+import { withoutSettings } from "../../queues/settings.ts";
+import { type Incarnation, KeptProcess } from "./kept-process.ts";
 import type { LiveProcess } from "./live-process.ts";
 import { ModelServerFinder } from "./model-servers.ts";
 import { portBelowEphemeral } from "./quiet-port.ts";
@@ -258,7 +259,7 @@ class Storm {
   }
 
   #keep(name: string, args: string[], extra: NodeJS.ProcessEnv): KeptProcess {
-    const inherited = foreignEnvironment();
+    const inherited = withoutSettings(process.env);
     return new KeptProcess({
       name,
       args,

@@ -1,11 +1,12 @@
 import { readFileSync } from "node:fs";
 import path from "node:path";
 import { expect, test } from "vitest";
-import { environmentShape, readConfig } from "../../queues/config.ts";
+import { readConfig } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
+import { SETTING_NAMES } from "../../queues/settings.ts";
 
 const root = path.join(import.meta.dirname, "../..");
-const names = Object.keys(environmentShape).sort();
+const names = [...SETTING_NAMES].sort();
 
 test("the defaults run the shipped models with nothing set", () => {
   const config = readConfig({});

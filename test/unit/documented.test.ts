@@ -3,9 +3,9 @@ import path from "node:path";
 import { describe, expect, test } from "vitest";
 import { ACCESS, BOARD_PATH } from "../../api/access.ts";
 import { openapiDocument } from "../../api/openapi.ts";
-import { environmentShape } from "../../queues/config.ts";
 import { ERRORS } from "../../queues/errors.ts";
 import { METRICS, type Metric } from "../../queues/metrics.ts";
+import { SETTING_NAMES } from "../../queues/settings.ts";
 
 /** Code, OpenAPI document, README, dashboards and alerts name the same things. The document's routes: see openapi.test.ts. */
 const root = path.join(import.meta.dirname, "../..");
@@ -45,7 +45,7 @@ test("every error code and metric of the code stands in the document, and no oth
   expect(document["x-metrics"].map(({ name }) => name)).toEqual(METRICS.map(({ name }) => name));
   for (const { code, cause, remedy } of document["x-problem-types"]) {
     expect(cause.length, code).toBeGreaterThan(15);
-    for (const [name] of `${cause} ${remedy}`.matchAll(/\b[A-Z]+_[A-Z_]+\b/g)) expect(Object.keys(environmentShape)).toContain(name);
+    for (const [name] of `${cause} ${remedy}`.matchAll(/\b[A-Z]+_[A-Z_]+\b/g)) expect(SETTING_NAMES).toContain(name);
   }
 });
 
@@ -62,7 +62,7 @@ test("the code reads no variable of ours that the schema does not have", () => {
     "VLLM_SERVER_DEV_MODE",
     "API_URL",
   ];
-  const known = new Set([...Object.keys(environmentShape), ...foreign]);
+  const known = new Set([...SETTING_NAMES, ...foreign]);
   for (const folder of ["api", "commands", "dashboards", "maths", "producers", "queues", "workers"]) {
     const files = readdirSync(path.join(root, folder), { recursive: true, encoding: "utf8" }).filter((file) => /\.[tj]s$/.test(file));
     for (const file of files) {

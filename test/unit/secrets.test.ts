@@ -9,8 +9,9 @@ import type { PhaseOutcome } from "../../producers/perf/phase.ts";
 import { renderReport } from "../../producers/report/render.ts";
 import { writeReport } from "../../producers/report/report.ts";
 import { NO_GRAPHS } from "../../producers/report/schema.ts";
-import { environmentShape, isSecretSetting, readConfig, SECRET_SETTINGS, withoutSecrets } from "../../queues/config.ts";
+import { readConfig } from "../../queues/config.ts";
 import { redaction } from "../../queues/log-redaction.ts";
+import { isSecretSetting, SECRET_SETTINGS, SETTING_NAMES, withoutSecrets } from "../../queues/settings.ts";
 import { commandLine } from "../../workers/engines/http-engine.ts";
 import { CANARIES, canariesIn, SECRET_ENV } from "../canaries.ts";
 
@@ -21,7 +22,7 @@ beforeEach(async () => {
 afterEach(() => rm(folder, { recursive: true, force: true }));
 
 test("each setting whose name tells of a key, token, secret or password is declared secret, and each secret has a canary", () => {
-  const named = Object.keys(environmentShape).filter((name) => /(?<!MAX)_(KEYS?|TOKEN|SECRET|PASSWORD|CREDENTIALS?)$/.test(name));
+  const named = SETTING_NAMES.filter((name) => /(?<!MAX)_(KEYS?|TOKEN|SECRET|PASSWORD|CREDENTIALS?)$/.test(name));
   expect([...SECRET_SETTINGS].sort()).toEqual([...named, "REDIS_URL"].sort());
   expect(Object.keys(CANARIES).sort()).toEqual([...SECRET_SETTINGS].sort());
   expect(SECRET_SETTINGS.every(isSecretSetting)).toBe(true);

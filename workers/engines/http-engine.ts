@@ -1,8 +1,9 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "pino";
-import { isSecretSetting, type ModelProfile } from "../../queues/config.ts";
+import type { ModelProfile } from "../../queues/config.ts";
 import { MathllmError } from "../../queues/errors.ts";
 import { findFreePort, isPortFree } from "../../queues/free-port.ts";
+import { isSecretSetting } from "../../queues/settings.ts";
 import { bearer, modelServerKey } from "./authorization.ts";
 import { ChatClient } from "./chat-client.ts";
 import { childEnvironment } from "./child-environment.ts";
