@@ -287,6 +287,23 @@ const preparationSchema = z.object({
   retryAt: z.number().nullable(),
 });
 
+const byLoadState = z.object({ first: z.number().nullable(), again: z.number().nullable(), woken: z.number().nullable() });
+
+/** Standard errors are null while there is nothing to tell them from. */
+const measuredSchema = z.object({
+  arrivalsPerMsError: z.number(),
+  serviceMsError: z.number().nullable(),
+  /** What a job would take with the model to itself, averaged like `serviceMs`; null before the first. */
+  aloneMs: z.number().nullable(),
+  aloneMsError: z.number().nullable(),
+  /** a: r jobs at once are together r^a times as fast as one, fitted with a half-life of 100 jobs; 1 until known. */
+  batchExponent: z.number(),
+  batchExponentError: z.number().nullable(),
+  /** From the last job's end to ready, a half-life of 3 swaps: the model started the first time, again, or woken from sleep; null before the first. */
+  loadMs: byLoadState,
+  loadMsError: byLoadState,
+});
+
 const modelStatusSchema = z.object({
   model: z.string(),
   /** Until it is ready the model is not loaded and its jobs wait. */
@@ -301,12 +318,14 @@ const modelStatusSchema = z.object({
     failures: z.number(),
     until: z.number().nullable(),
   }),
-  /** λ̂: acceptances a millisecond, an exponential average with a half-life of five minutes. */
+  /** λ̂: acceptances a millisecond, an exponential average with a half-life of five minutes, begun anew where traffic changes. */
   arrivalsPerMs: z.number(),
   /** Mean time of a job on the model, an exponential average over about the last 20 jobs; null before the first. */
   serviceMs: z.number().nullable(),
   /** From the last pick of the other model to ready, likewise averaged; null before the first load. */
   swapMs: z.number().nullable(),
+  /** How sure these are, and what else is measured; absent from a worker of an older version. */
+  measured: measuredSchema.optional(),
   contextTokens: z.number().nullable(),
   digest: z.string().nullable(),
   /** Why the model can't be loaded at the moment, a preparation that failed included; its jobs wait. */

@@ -99,6 +99,8 @@ export class Dispatcher {
   #backlog: Backlog | null = null;
   /** Jobs picked since the resident model was loaded. */
   #served = 0;
+  /** Models that this worker has loaded before. */
+  readonly #started = new Set<Role>();
   /** Jobs taken of each queue since the last look at it. */
   readonly #taken: Record<Role, number> = { student: 0, talker: 0 };
   /** A suspect runs, or (`next`) waits at the front for the others to end. */
@@ -397,7 +399,7 @@ export class Dispatcher {
           this.#emptySince = performance.now();
           if (this.#alone === "runs") this.#alone = "no";
         }
-        meter.served(place, performance.now(), null);
+        meter.served(place, performance.now(), tokensOf(job));
         this.wake();
       });
     this.#running.set(job.token!, served);
@@ -416,7 +418,8 @@ export class Dispatcher {
       this.#served = 0;
       const readyAt = performance.now();
       const engineMs = unloaded.engineMs + loaded.spawnMs + loaded.warmupMs;
-      meter.swapped(to, readyAt - drainStartedAt, readyAt - emptyAt);
+      meter.swapped(to, readyAt - drainStartedAt, readyAt - emptyAt, loaded.woken ? "woken" : this.#started.has(to) ? "again" : "first");
+      this.#started.add(to);
       onSwap({
         from,
         to,
@@ -456,4 +459,9 @@ export class Dispatcher {
 function waitingSince({ depth, oldest }: QueueBacklog): number | null {
   const times = PRIORITY_CLASSES.map((name) => oldest[name]).filter((at) => at !== null);
   return depth === 0 || times.length === 0 ? null : Math.min(...times);
+}
+
+/** What a job wrote; null where it failed, or ran on no model, so that its time says nothing of the model's speed. */
+function tokensOf({ returnvalue }: StageJob): number | null {
+  return returnvalue == null || returnvalue.vote !== undefined ? null : returnvalue.usage.completionTokens;
 }

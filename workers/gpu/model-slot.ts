@@ -40,6 +40,8 @@ export interface LoadTimes {
   spawnMs: number;
   warmupMs: number;
   totalMs: number;
+  /** A sleeping server was woken, none started. */
+  woken: boolean;
 }
 
 /** Milliseconds of one unload. The engine's own: `engineMs`. */
@@ -190,7 +192,7 @@ export class ModelSlot {
     if (asleep !== null && (await this.#wake(asleep))) {
       this.#loading = null;
       const totalMs = performance.now() - startedAt;
-      return { spawnMs: 0, warmupMs: totalMs, totalMs };
+      return { spawnMs: 0, warmupMs: totalMs, totalMs, woken: true };
     }
     const engine = createEngine(profile);
     this.#engine = engine;
@@ -213,7 +215,7 @@ export class ModelSlot {
       this.#ready({ role, engine, baseUrl, apiKey, model, profile: fitted, asked: profile, identity });
       const totalMs = performance.now() - startedAt;
       log.info({ role, model: model.modelId, pid: endpoint.pid, ms: Math.round(totalMs) }, "model is resident");
-      return { spawnMs, warmupMs, totalMs };
+      return { spawnMs, warmupMs, totalMs, woken: false };
     } catch (error) {
       const known =
         error instanceof MathllmError ? error : new MathllmError("engine-failed", `The ${role} did not start: ${String(error)}`);

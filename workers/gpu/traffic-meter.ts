@@ -1,12 +1,29 @@
 import type { Role } from "../../queues/names.ts";
+import { ArrivalRate } from "./arrival-rate.ts";
 import { BatchingCurve } from "./batching-curve.ts";
 import type { ModelRates } from "./policy.ts";
 import { RunningAverage } from "./running-average.ts";
 
-/** After this long an acceptance counts half. */
-const ARRIVAL_HALF_LIFE_MS = 300_000;
 const SERVICE_HALF_LIFE_JOBS = 20;
 const SWAP_HALF_LIFE_SWAPS = 3;
+
+/** Where a model comes from: started the first time by this worker, so that its files may have to come from the disk; started again; or woken. */
+export type LoadState = "first" | "again" | "woken";
+
+/** What is measured of a model and how sure it is: standard errors, null while there is nothing to tell them from. Times in milliseconds. */
+export interface MeasuredModel {
+  arrivalsPerMsError: number;
+  serviceMsError: number | null;
+  /** A job with the model to itself. */
+  aloneMs: number | null;
+  aloneMsError: number | null;
+  /** a: r jobs at once are together r^a times as fast as one; 1 until known. */
+  batchExponent: number;
+  batchExponentError: number | null;
+  /** From the last job's end to ready, by where the model came from; null before the first. */
+  loadMs: Record<LoadState, number | null>;
+  loadMsError: Record<LoadState, number | null>;
+}
 
 /** A place on a model, from `picked` to `served`. */
 export interface Place {
@@ -17,8 +34,8 @@ export interface Place {
 }
 
 /**
- * λ̂, ŝ and Ŝ of both models and how their jobs slow each other. λ̂ weighs each acceptance by 2^(−age/half-life) and divides by the weight of
- * the time since the first look, so that a young meter is not too low. No clock of its own: `picked` and `served` are told the time of one that never goes back.
+ * λ̂, ŝ and Ŝ of both models and how their jobs slow each other. Half-lives: arrivals five minutes, less where they change (see `ArrivalRate`);
+ * services 20 jobs, the batching curve 100 jobs, swaps 3 swaps. No clock of its own: `picked` and `served` are told the time of one that never goes back.
  */
 export class TrafficMeter {
   readonly #slots: Record<Role, number>;
@@ -27,19 +44,23 @@ export class TrafficMeter {
   readonly #batching = perRole(() => new BatchingCurve());
   readonly #running = perRole(() => ({ jobs: 0, at: 0, logRunning: 0 }));
   readonly #swap = perRole(() => new RunningAverage(SWAP_HALF_LIFE_SWAPS));
-  readonly #load = perRole(() => new RunningAverage(SWAP_HALF_LIFE_SWAPS));
-  readonly #arrivals = perRole(() => ({ weight: 0, at: 0 }));
-  #startedAt: number | null = null;
+  readonly #load = perRole(() => ({
+    first: new RunningAverage(SWAP_HALF_LIFE_SWAPS),
+    again: new RunningAverage(SWAP_HALF_LIFE_SWAPS),
+    woken: new RunningAverage(SWAP_HALF_LIFE_SWAPS),
+  }));
+  /** How the next load is expected to be: as the last one, except that a first comes only once. */
+  readonly #expected = perRole((): LoadState => "first");
+  /** null before the first acceptance of either. */
+  #arrivals: Record<Role, ArrivalRate> | null = null;
 
   constructor(slots: Record<Role, number>) {
     this.#slots = slots;
   }
 
   arrived(role: Role, count: number, now: number): void {
-    this.#startedAt ??= now;
-    const arrivals = this.#arrivals[role];
-    arrivals.weight = arrivals.weight * decay(now - arrivals.at) + count;
-    arrivals.at = now;
+    this.#arrivals ??= perRole(() => new ArrivalRate(now));
+    this.#arrivals[role].add(count, now);
   }
 
   /** A job takes a place on its model; the answer is for `served`. */
@@ -59,9 +80,10 @@ export class TrafficMeter {
   }
 
   /** `swapMs` from the last pick of the old model to ready, `loadMs` the part of it in which nothing ran. */
-  swapped(to: Role, swapMs: number, loadMs: number): void {
+  swapped(to: Role, swapMs: number, loadMs: number, state: LoadState = "again"): void {
     this.#swap[to].add(swapMs);
-    this.#load[to].add(loadMs);
+    this.#load[to][state].add(loadMs);
+    this.#expected[to] = state;
   }
 
   serviceMs(role: Role): number | null {
@@ -73,16 +95,29 @@ export class TrafficMeter {
   }
 
   rates(now: number): Record<Role, ModelRates> {
-    const windowMs = (ARRIVAL_HALF_LIFE_MS / Math.LN2) * (1 - decay(now - (this.#startedAt ?? now)));
     return perRole((role) => ({
-      arrivalsPerMs: windowMs > 0 ? (this.#arrivals[role].weight * decay(now - this.#arrivals[role].at)) / windowMs : 0,
+      arrivalsPerMs: this.#arrivals?.[role].estimate(now).perMs ?? 0,
       serviceMs: this.#service[role].value ?? 0,
       aloneMs: this.#alone[role].value ?? 0,
       batchExponent: this.#batching[role].exponent,
       swapMs: this.#swap[role].value ?? 0,
-      loadMs: this.#load[role].value ?? 0,
+      loadMs: this.#load[role][this.#expected[role]].value ?? 0,
       slots: this.#slots[role],
     }));
+  }
+
+  measured(role: Role, now: number): MeasuredModel {
+    const [alone, batching, { first, again, woken }] = [this.#alone[role], this.#batching[role], this.#load[role]];
+    return {
+      arrivalsPerMsError: this.#arrivals?.[role].estimate(now).error ?? 0,
+      serviceMsError: this.#service[role].error,
+      aloneMs: alone.value,
+      aloneMsError: alone.error,
+      batchExponent: batching.exponent,
+      batchExponentError: batching.exponentError,
+      loadMs: { first: first.value, again: again.value, woken: woken.value },
+      loadMsError: { first: first.error, again: again.error, woken: woken.error },
+    };
   }
 
   /** Counts a job in or out; returns ∫ ln(running) dt up to now. */
@@ -94,8 +129,6 @@ export class TrafficMeter {
     return running.logRunning;
   }
 }
-
-const decay = (ageMs: number): number => 2 ** (-ageMs / ARRIVAL_HALF_LIFE_MS);
 
 function perRole<T>(make: (role: Role) => T): Record<Role, T> {
   return { student: make("student"), talker: make("talker") };

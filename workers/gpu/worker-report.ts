@@ -120,6 +120,7 @@ export class WorkerReport {
       arrivalsPerMs: meter.rates(now)[role].arrivalsPerMs,
       serviceMs: meter.serviceMs(role),
       swapMs: meter.swapMs(role),
+      measured: meter.measured(role, now),
       contextTokens: resident?.contextTokens ?? null,
       digest: resident?.digest ?? null,
     };
