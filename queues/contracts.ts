@@ -318,7 +318,7 @@ const modelStatusSchema = z.object({
     failures: z.number(),
     until: z.number().nullable(),
   }),
-  /** λ̂: acceptances a millisecond, an exponential average with a half-life of five minutes, begun anew where traffic changes. */
+  /** λ̂: acceptances a millisecond, an exponential average with a half-life of five minutes, less where traffic changes. */
   arrivalsPerMs: z.number(),
   /** Mean time of a job on the model, an exponential average over about the last 20 jobs; null before the first. */
   serviceMs: z.number().nullable(),

@@ -17,10 +17,11 @@ interface Rate {
 /** A count that forgets: each acceptance weighs 2^(−age/half-life), and the sum is divided by the weight of the time it was gathered in. */
 class ForgettingCount {
   readonly #halfLifeMs: number;
-  #since: number;
+  readonly #since: number;
   #at: number;
   #sum = 0;
   #squares = 0;
+  #together = 0;
 
   constructor(halfLifeMs: number, since: number) {
     this.#halfLifeMs = halfLifeMs;
@@ -30,8 +31,11 @@ class ForgettingCount {
 
   add(count: number, now: number): void {
     const kept = this.#kept(now - this.#at);
+    // What comes at one moment is one event, however it is told.
+    const together = now === this.#at ? this.#together : 0;
+    this.#together = together + count;
     this.#sum = this.#sum * kept + count;
-    this.#squares = this.#squares * kept ** 2 + count ** 2;
+    this.#squares = this.#squares * kept ** 2 + this.#together ** 2 - together ** 2;
     this.#at = now;
   }
 
@@ -43,13 +47,13 @@ class ForgettingCount {
     return { perMs: this.#sum * kept, error: Math.sqrt(this.#squares) * kept, windowMs };
   }
 
-  /** Forgets everything but this rate, as if that were gathered in its window up to now. */
-  restart(rate: Rate, now: number): void {
-    this.#since = now - rate.windowMs;
-    this.#at = now;
+  /** Takes this rate for what was gathered so far. It keeps the weight of the whole time, so that a moment's burst isn't taken for a rate. */
+  replace({ perMs, error }: Pick<Rate, "perMs" | "error">, now: number): void {
     const windowMs = this.#windowMs(now);
-    this.#sum = rate.perMs * windowMs;
-    this.#squares = (rate.error * windowMs) ** 2;
+    this.#sum = perMs * windowMs;
+    this.#squares = (error * windowMs) ** 2;
+    this.#at = now;
+    this.#together = 0;
   }
 
   #windowMs(now: number): number {
@@ -62,8 +66,8 @@ class ForgettingCount {
 }
 
 /**
- * λ̂ of one model, over five minutes (half-life). Where what came in about the last minute differs from that by more than chance explains, what was
- * before is forgotten. So steady traffic is told to within a few per cent, a jump of it is followed within some three
+ * λ̂ of one model, over five minutes (half-life). Where what came in about the last minute differs from that by more than chance explains, that takes its
+ * place. So steady traffic is told to within a few per cent, a jump of it is followed within some three
  * minutes, and a drop, which shows only in what does not come, within some six.
  */
 export class ArrivalRate {
@@ -88,7 +92,8 @@ export class ArrivalRate {
     // What a steady stream's number in the short memory varies by: as seen, or where too few came to see it, as a Poisson stream's.
     const chance = Math.max(recent.error, Math.sqrt(perMs / recent.windowMs / 2));
     if (!(Math.abs(recent.perMs - perMs) > CHANGE * chance)) return { perMs, error };
-    this.#steady.restart({ ...recent, error: chance }, now);
-    return { perMs: recent.perMs, error: chance };
+    const changed = { perMs: recent.perMs, error: chance };
+    this.#steady.replace(changed, now);
+    return changed;
   }
 }
