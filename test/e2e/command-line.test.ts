@@ -234,6 +234,7 @@ test("simulate prints one object with the fields scripts rely on, and a table fo
     "swapsPer100Jobs",
     "gpuBusyShare",
     "meanWaitMs",
+    "meanEndToEndMs",
     "p50WaitMs",
     "p95WaitMs",
     "p99WaitMs",
