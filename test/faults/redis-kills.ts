@@ -66,11 +66,14 @@ const UP_TO: [KillKind, number][] = [
 ];
 const LEASE_TTL_MS = 4000;
 const EARLY_SHARE = 0.2;
+const DEADLINE_MS = 3_600_000;
 const MEAN_GAP_MS = 700;
 const LONGEST_GAP_MS = 4000;
 /** From before a keeper's look to well after it. */
 const LONGEST_PAUSE_MS = 2500;
 const LONGEST_BETWEEN_MS = 300;
+/** Kills may follow each other faster than a start takes; what is accepted late is not lost. */
+const ACCEPT_WITHIN_MS = 300_000;
 const BACK_WITHIN_MS = 60_000;
 const START_WAIT_MS = 60_000;
 const ENDED_WITHIN_MS = 240_000;
@@ -129,17 +132,24 @@ class RedisKills {
     const startedAt = performance.now();
     await this.#start();
     const kinds = this.#plan();
-    const planned = planJobs(jobs, kills * MEAN_GAP_MS, seed, this.#random);
-    const submitter = new Submitter(this.#url, this.#stop.signal);
+    const planned = planJobs(jobs, 0, seed, this.#random);
+    const submitter = new Submitter(this.#url, this.#stop.signal, ACCEPT_WITHIN_MS);
     const beganAt = performance.now();
-    const handedIn = submitter.run(planned, Date.now());
-    handedIn.catch((error) => this.#stop.abort(error));
+    const handedIn: Promise<void>[] = [];
     for (const [index, kind] of kinds.entries()) {
+      // The jobs come between the kills, so that every kill meets some of them on their way.
+      const part = planned.slice(Math.floor((index * jobs) / kills), Math.floor(((index + 1) * jobs) / kills));
+      const coming = submitter.run(
+        part.map((job) => ({ ...job, atMs: this.#random() * 2 * MEAN_GAP_MS })),
+        Date.now(),
+      );
+      coming.catch((error) => this.#stop.abort(error));
+      handedIn.push(coming);
       await this.#wait(Math.min(-Math.log(1 - this.#random()) * MEAN_GAP_MS, LONGEST_GAP_MS));
       await this.#kill(kind);
       log(`kill ${index + 1} (${kind}); ${submitter.accepted.length} accepted; ${Math.round((performance.now() - beganAt) / 1000)} s`);
     }
-    await handedIn;
+    await Promise.all(handedIn);
     const completed = await this.#untilEnded(submitter.accepted);
     this.#violations.push(...submitter.violations);
     await this.#checkNothingLeft();
@@ -200,6 +210,9 @@ class RedisKills {
         PORT: String(port),
         GPU_ID: path.basename(this.#folder),
         LEASE_TTL_MS: String(LEASE_TTL_MS),
+        // Nothing is refused because it would wait too long: it does, with its Redis away most of the time.
+        INTERACTIVE_DEADLINE_MS: String(DEADLINE_MS),
+        NORMAL_DEADLINE_MS: String(DEADLINE_MS),
         STUDENT_PORT: "0",
         TALKER_PORT: "0",
         TELEMETRY_LOG: path.join(this.#folder, `${name}-${incarnation}.jsonl`),

@@ -2,8 +2,8 @@ import { readdirSync, readlinkSync } from "node:fs";
 import path from "node:path";
 import { type LiveProcess, liveProcess, readProc } from "./live-process.ts";
 
-/** A process just forked still shows its parent's command line and folder, so a first look settles nothing. */
-const LOOKS_TO_SETTLE = 5;
+/** A process just forked still shows its parent's command line and folder, and on a busy machine for a while: only one seen this long is settled. */
+const SETTLED_AFTER_MS = 20_000;
 
 /**
  * Finds the live Redis servers of a data directory as /proc shows them, without asking the product: a process whose program is a
@@ -12,7 +12,7 @@ const LOOKS_TO_SETTLE = 5;
  */
 export class RedisServerFinder {
   readonly #folder: string;
-  /** Looks at processes that are no Redis; at `LOOKS_TO_SETTLE` they are no longer read. */
+  /** When processes that are no Redis were first seen; after `SETTLED_AFTER_MS` they are no longer read. */
   readonly #strangers = new Map<string, number>();
 
   constructor(dataDir: string) {
@@ -24,11 +24,12 @@ export class RedisServerFinder {
     const present = new Set(pids);
     for (const pid of this.#strangers.keys()) if (!present.has(pid)) this.#strangers.delete(pid);
     const found: LiveProcess[] = [];
+    const now = performance.now();
     for (const pid of pids) {
-      const looks = this.#strangers.get(pid) ?? 0;
-      if (looks >= LOOKS_TO_SETTLE) continue;
+      const since = this.#strangers.get(pid);
+      if (since !== undefined && now - since > SETTLED_AFTER_MS) continue;
       if (!/^[^\0]*(redis|valkey)-(server|aof|rdb)/.test(readProc(pid, "cmdline"))) {
-        this.#strangers.set(pid, looks + 1);
+        this.#strangers.set(pid, since ?? now);
       } else if (this.#isOfFolder(pid)) {
         const server = liveProcess(pid);
         if (server !== null) found.push(server);

@@ -25,7 +25,6 @@ const MAX_TOKENS = 256;
 const REQUEST_TIMEOUT_MS = 15_000;
 const RETRY_MS = 150;
 const FULL_RETRY_CAP_MS = 2000;
-/** How long one POST may be turned away or meet a dead API before that is a violation. */
 const ACCEPT_WITHIN_MS = 120_000;
 /** Every so many accepted jobs are handed in once more with the same key. */
 const REPEAT_EVERY = 20;
@@ -101,10 +100,13 @@ export class Submitter {
   #onPost: () => void = () => {};
   readonly #url: string;
   readonly #signal: AbortSignal;
+  readonly #acceptWithinMs: number;
 
-  constructor(url: string, signal: AbortSignal) {
+  /** `acceptWithinMs`: how long one POST may be turned away or meet a dead API before that is a violation. */
+  constructor(url: string, signal: AbortSignal, acceptWithinMs = ACCEPT_WITHIN_MS) {
     this.#url = url;
     this.#signal = signal;
+    this.#acceptWithinMs = acceptWithinMs;
   }
 
   async run(jobs: PlannedJob[], beganAt: number): Promise<void> {
@@ -131,7 +133,7 @@ export class Submitter {
   }
 
   async #post({ idempotencyKey, body }: PlannedJob): Promise<string | undefined> {
-    const giveUpAt = Date.now() + ACCEPT_WITHIN_MS;
+    const giveUpAt = Date.now() + this.#acceptWithinMs;
     for (let tries = 1; ; tries++) {
       const { why, jobId, waitMs, replayed } = await this.#try(idempotencyKey, body);
       if (jobId !== undefined) {
