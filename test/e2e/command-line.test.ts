@@ -1,13 +1,15 @@
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import http from "node:http";
 import net from "node:net";
 import os from "node:os";
 import path from "node:path";
 import readline from "node:readline";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { JOB_VIEW } from "../../api/openapi-examples.ts";
 import { ApiClient } from "../../producers/submit.ts";
-import { jobViewSchema } from "../../queues/contracts.ts";
+import { type JobView, jobViewSchema } from "../../queues/contracts.ts";
 
 const root = path.join(import.meta.dirname, "../..");
 const main = path.join(root, "mathllm.ts");
@@ -189,6 +191,28 @@ describe("wrong use", () => {
     const { code, stderr } = await mathllm(["solve", "1 + 1", "--url", "http://127.0.0.1:9"]);
     expect(code).toBe(1);
     expect(stderr).toMatch(/Expected the API at http:\/\/127\.0\.0\.1:9.*npm start/);
+  });
+
+  test("a cut solution is no success: where it was cut, and what to raise", async () => {
+    const [stage] = JOB_VIEW.stages;
+    const view: JobView = {
+      ...JOB_VIEW,
+      stages: [{ ...stage!, truncated: true }],
+      result: { ...JOB_VIEW.result!, answer: null, truncated: true, usage: { promptTokens: 21, completionTokens: 20 } },
+    };
+    const server = http.createServer((request, response) => {
+      response.setHeader("content-type", "application/json");
+      if (request.method !== "POST") return response.end(JSON.stringify(view));
+      response.statusCode = 202;
+      return response.end(JSON.stringify({ jobId: view.jobId, status: "waiting", estimatedStartMs: null, links: view.links }));
+    });
+    await once(server.listen(0, "127.0.0.1"), "listening");
+    const url = `http://127.0.0.1:${(server.address() as net.AddressInfo).port}`;
+    const { code, stdout, stderr } = await mathllm(["solve", "1 + 1", "--url", url]);
+    server.close();
+    expect(stdout).toContain("Answer: none, since it was cut");
+    expect(stderr).toContain("The solution was cut after 20 tokens; raise STUDENT_MAX_TOKENS.");
+    expect(code).toBe(1);
   });
 
   test("a taken port, an unreachable Redis, a missing model: one clear line each, no stack trace", async () => {

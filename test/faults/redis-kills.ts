@@ -7,6 +7,7 @@ import { seededRandom, seededSample } from "../../maths/seeded-random.ts";
 import { jobViewSchema, readinessSchema, TERMINAL_STATUSES } from "../../queues/contracts.ts";
 import { withoutSettings } from "../../queues/settings.ts";
 import { KeptProcess } from "./kept-process.ts";
+import type { LiveProcess } from "./live-process.ts";
 import { portBelowEphemeral } from "./quiet-port.ts";
 import { RedisServerFinder } from "./redis-servers.ts";
 import type { Sampled, SamplerReport } from "./sampler-thread.ts";
@@ -237,8 +238,14 @@ class RedisKills {
 
   /** Resolves when a server lives again. */
   async #kill(kind: KillKind): Promise<void> {
-    const [victim] = this.#finder.look();
-    if (victim === undefined) throw new Error("no Redis lives though the last kill was waited for");
+    // A start that met the last kill may have failed, and the next one is on its way.
+    let found: LiveProcess | undefined;
+    const anyLives = () => {
+      found = this.#finder.look()[0];
+      return found !== undefined;
+    };
+    await this.#until("a Redis to kill", anyLives, BACK_WITHIN_MS);
+    const victim = found!;
     const killRedis = () => {
       if (!signalTo(victim.pid, "SIGKILL")) this.#violations.push(`Redis ${victim.pid} had ended before it was killed`);
     };
