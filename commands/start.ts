@@ -1,10 +1,12 @@
 import type { Command } from "commander";
+import type { Logger } from "pino";
 import { startApi } from "../api/main.ts";
 import { createBoard } from "../dashboards/board.ts";
 import { createDocs } from "../dashboards/docs/router.ts";
 import { createLivePage } from "../dashboards/live/page.ts";
 import { readConfig } from "../queues/config.ts";
 import { startTracing } from "../queues/tracing.ts";
+import { describeUnknown, unknownSettings } from "../queues/unknown-settings.ts";
 import { engineFactory } from "../workers/engines/engines.ts";
 import { startGpuWorker } from "../workers/main.ts";
 import { growHeapSlowly } from "./heap.ts";
@@ -27,8 +29,14 @@ export function addStart(program: Command, run: Run): void {
     .action(() => run(runWorker));
 }
 
+/** A name that only resembles a setting may be another program's. */
+function warnOfUnknownSettings(log: Logger): void {
+  for (const each of unknownSettings(process.env)) log.warn(describeUnknown(each));
+}
+
 async function runStart(): Promise<number> {
   const log = logTo(readConfig());
+  warnOfUnknownSettings(log);
   const system = await startSystem(process.env, log);
   say(`mathllm is up. Ctrl-C drains and stops; a second one stops at once.
   live page    ${system.url}
@@ -50,6 +58,7 @@ async function runApi(): Promise<number> {
   growHeapSlowly();
   const config = readConfig();
   const log = logTo(config).child({ process: "api" });
+  warnOfUnknownSettings(log);
   const stopTracing = await startTracing("mathllm-api", config.otlpEndpoint);
   return withRedis(config, log, async (redisUrl) => {
     const api = await startApi({ config, redisUrl, log, createBoard, createPage: createLivePage, createDocs, version: VERSION });
@@ -67,6 +76,8 @@ async function runApi(): Promise<number> {
 async function runWorker(): Promise<number> {
   const config = readConfig();
   const log = logTo(config).child({ process: "worker" });
+  // The process that supervises a worker has the same environment, and has warned.
+  if (process.send === undefined) warnOfUnknownSettings(log);
   const stopTracing = await startTracing("mathllm-worker", config.otlpEndpoint);
   return withRedis(config, log, async (redisUrl) => {
     const worker = await startGpuWorker({

@@ -4,6 +4,7 @@ import { ROLES, type Role } from "./names.ts";
 import { DEFAULT_OLLAMA_URL } from "./profile-settings.ts";
 import { readSettings, type ValuesOf } from "./setting.ts";
 import { SETTINGS } from "./settings.ts";
+import { describeUnknown, unknownSettings } from "./unknown-settings.ts";
 
 type Values = ValuesOf<typeof SETTINGS>;
 type ProfileValues = Values["profiles"][Role];
@@ -27,11 +28,12 @@ export interface Config extends Values {
 
 /**
  * Reads the environment. Throws `invalid-configuration` naming every wrong variable with what was expected and what came;
- * the value itself is left out where it is a secret.
+ * the value itself is left out where it is a secret. An unknown name with a prefix of ours is wrong, too.
  */
 export function readConfig(env: Record<string, string | undefined> = process.env): Config {
   const wrong: string[] = [];
   const values = readSettings(SETTINGS, env, wrong);
+  wrong.push(...unknownSettings(env).flatMap((each) => (each.isReserved ? [describeUnknown(each)] : [])));
   if (wrong.length > 0) {
     throw new MathllmError("invalid-configuration", `${wrong.join("\n")}\nSee .env.example for every variable with its unit and default.`);
   }

@@ -60,7 +60,8 @@ function settingsPage(): string {
   return `# Settings
 
 Every setting is an environment variable; a \`.env\` in the current folder is read, and what is set already stays.
-An empty value means the default.
+An empty value means the default. An unknown name that begins with \`STUDENT_\` or \`TALKER_\`, and one in \`.env\` that
+looks like a setting, is refused. \`mathllm doctor\` shows what is set.
 
 This page and \`.env.example\` are generated from [queues/settings.ts](../queues/settings.ts) by \`npm run settings\`.
 

@@ -1,5 +1,6 @@
 import path from "node:path";
 import { z } from "zod";
+import { ROLES } from "./names.ts";
 import { profileSettings } from "./profile-settings.ts";
 import { areRedisUrls } from "./redis-urls.ts";
 import { optionalSetting, type Setting, type SettingTable, setting, settingsOf } from "./setting.ts";
@@ -303,9 +304,14 @@ export function isSecretSetting(name: string): boolean {
   return SECRET_SETTINGS.includes(name);
 }
 
+/** Such a name is ours, be there a setting of it or not. */
+export function hasRolePrefix(name: string): boolean {
+  return ROLES.some((role) => name.startsWith(`${role.toUpperCase()}_`));
+}
+
 /** For a program that is configured anew. */
 export function withoutSettings(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
-  return Object.fromEntries(Object.entries(env).filter(([name]) => !SETTING_NAMES.includes(name)));
+  return Object.fromEntries(Object.entries(env).filter(([name]) => !SETTING_NAMES.includes(name) && !hasRolePrefix(name)));
 }
 
 /** For a program that needs none of our secrets. */

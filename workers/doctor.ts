@@ -5,6 +5,8 @@ import type { Config } from "../queues/config.ts";
 import { addressOf, openRedis, waitForRedis } from "../queues/connection.ts";
 import { ROLES, type Role } from "../queues/names.ts";
 import { findRedisBinary } from "../queues/redis-binary.ts";
+import { isSecretSetting, SETTING_NAMES } from "../queues/settings.ts";
+import { describeUnknown, unknownSettings } from "../queues/unknown-settings.ts";
 import { createEmbeddedEngine } from "./engines/embedded.ts";
 
 export interface Check {
@@ -21,6 +23,7 @@ const MEBIBYTE = 1024 * 1024;
 export async function diagnose(config: Config): Promise<Check[]> {
   const checks: [string, () => Promise<string>][] = [
     ["node", async () => `Node ${process.versions.node}`],
+    ["settings", async () => describeSettings(process.env)],
     ["DATA_DIR", () => checkDataDir(config.dataDir)],
     ["redis", () => checkRedis(config)],
     ["PORT", () => checkPort(config.host, config.port)],
@@ -36,6 +39,13 @@ export async function diagnose(config: Config): Promise<Check[]> {
       }
     }),
   );
+}
+
+/** Which settings are set, and to what where that is no secret; and which names may have been meant as one. */
+export function describeSettings(env: NodeJS.ProcessEnv): string {
+  const set = SETTING_NAMES.filter((name) => env[name]);
+  const shown = set.map((name) => (isSecretSetting(name) ? `${name} (not shown)` : `${name}=${env[name]}`));
+  return [shown.join(", ") || "all are at their defaults", ...unknownSettings(env).map(describeUnknown)].join("; ");
 }
 
 async function checkDataDir(dataDir: string): Promise<string> {
