@@ -28,7 +28,7 @@ import { Lease } from "./gpu/lease.ts";
 import { ModelSlot } from "./gpu/model-slot.ts";
 import { readIntoPageCache } from "./gpu/page-cache.ts";
 import { claimLoad, peersOf } from "./gpu/peers.ts";
-import { POLICIES } from "./gpu/policy.ts";
+import { POLICIES } from "./gpu/policies.ts";
 import { Preparations } from "./gpu/preparations.ts";
 import { publishLoaded, retractOutdated } from "./gpu/published-model.ts";
 import { StageMetrics } from "./gpu/stage-metrics.ts";

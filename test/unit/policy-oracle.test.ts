@@ -2,7 +2,8 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { seededRandom } from "../../maths/seeded-random.ts";
 import { ROLES, type Role } from "../../queues/names.ts";
-import { DEFAULT_DEADLINES_MS, POLICIES } from "../../workers/gpu/policy.ts";
+import { POLICIES } from "../../workers/gpu/policies.ts";
+import { DEFAULT_DEADLINES_MS } from "../../workers/gpu/policy.ts";
 import { type SimulatedJob, type SimulationOptions, simulate } from "../../workers/gpu/simulator.ts";
 
 /** What the simulator does under a policy against the best of all schedules, found by trying them all. */

@@ -1,17 +1,16 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { PRIORITY_CLASSES, type PriorityClass, ROLES, type Role } from "../../queues/names.ts";
+import { effectiveDeadlineMs, quantum } from "../../workers/gpu/ge.ts";
+import { POLICIES } from "../../workers/gpu/policies.ts";
 import {
   DEFAULT_DEADLINES_MS,
   type Decision,
   EMPTY_QUEUE,
-  effectiveDeadlineMs,
   type ModelRates,
-  POLICIES,
   type Policy,
   type PolicySnapshot,
   type QueueSnapshot,
-  quantum,
 } from "../../workers/gpu/policy.ts";
 import { type SimulatedJob, simulate } from "../../workers/gpu/simulator.ts";
 

@@ -1,15 +1,8 @@
 import { describe, expect, test } from "vitest";
 import { PRIORITY_CLASSES, type PriorityClass, type Role } from "../../queues/names.ts";
-import {
-  DEFAULT_DEADLINES_MS,
-  type Decision,
-  EMPTY_QUEUE,
-  effectiveDeadlineMs,
-  POLICIES,
-  type PolicySnapshot,
-  type QueueSnapshot,
-  quantum,
-} from "../../workers/gpu/policy.ts";
+import { effectiveDeadlineMs, quantum } from "../../workers/gpu/ge.ts";
+import { POLICIES } from "../../workers/gpu/policies.ts";
+import { DEFAULT_DEADLINES_MS, type Decision, EMPTY_QUEUE, type PolicySnapshot, type QueueSnapshot } from "../../workers/gpu/policy.ts";
 
 const NOW = 1_000_000;
 

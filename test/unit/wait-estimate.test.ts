@@ -2,7 +2,8 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { PRIORITY_CLASSES, ROLES } from "../../queues/names.ts";
 import { type EstimatedModel, estimateWaitMs, type WaitSituation } from "../../queues/wait-estimate.ts";
-import { DEFAULT_DEADLINES_MS, POLICIES } from "../../workers/gpu/policy.ts";
+import { POLICIES } from "../../workers/gpu/policies.ts";
+import { DEFAULT_DEADLINES_MS } from "../../workers/gpu/policy.ts";
 import { type SimulatedJob, simulate } from "../../workers/gpu/simulator.ts";
 import { syntheticTraffic, type TrafficOptions } from "../../workers/gpu/synthetic-traffic.ts";
 

@@ -2,7 +2,8 @@ import { PRIORITY_CLASSES, type PriorityClass, ROLES, type Role } from "../../qu
 import { type EstimatedModel, estimateWaitMs } from "../../queues/wait-estimate.ts";
 import { AgeingTurn } from "./ageing.ts";
 import { ClassQueue } from "./class-queue.ts";
-import { effectiveDeadlineMs, type Policy, type PolicySnapshot } from "./policy.ts";
+import { effectiveDeadlineMs } from "./ge.ts";
+import type { Policy, PolicySnapshot } from "./policy.ts";
 import { SharedCard } from "./shared-card.ts";
 import { type Place, TrafficMeter } from "./traffic-meter.ts";
 import { type EstimateError, estimateError, type WaitStats, waitStats } from "./wait-stats.ts";

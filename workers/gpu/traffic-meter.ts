@@ -5,7 +5,10 @@ import type { ModelRates } from "./policy.ts";
 import { RunningAverage } from "./running-average.ts";
 
 const SERVICE_HALF_LIFE_JOBS = 20;
+/** Times of jobs alone and of loads serve for plans, which should not follow every single one: they are averaged over more. */
+const ALONE_HALF_LIFE_JOBS = 100;
 const SWAP_HALF_LIFE_SWAPS = 3;
+const LOAD_HALF_LIFE_SWAPS = 10;
 
 /** Where a model comes from: started the first time by this worker, so that its files may have to come from the disk; started again; or woken. */
 export type LoadState = "first" | "again" | "woken";
@@ -40,14 +43,14 @@ export interface Place {
 export class TrafficMeter {
   readonly #slots: Record<Role, number>;
   readonly #service = perRole(() => new RunningAverage(SERVICE_HALF_LIFE_JOBS));
-  readonly #alone = perRole(() => new RunningAverage(SERVICE_HALF_LIFE_JOBS));
+  readonly #alone = perRole(() => new RunningAverage(ALONE_HALF_LIFE_JOBS));
   readonly #batching = perRole(() => new BatchingCurve());
   readonly #running = perRole(() => ({ jobs: 0, at: 0, logRunning: 0 }));
   readonly #swap = perRole(() => new RunningAverage(SWAP_HALF_LIFE_SWAPS));
   readonly #load = perRole(() => ({
-    first: new RunningAverage(SWAP_HALF_LIFE_SWAPS),
-    again: new RunningAverage(SWAP_HALF_LIFE_SWAPS),
-    woken: new RunningAverage(SWAP_HALF_LIFE_SWAPS),
+    first: new RunningAverage(LOAD_HALF_LIFE_SWAPS),
+    again: new RunningAverage(LOAD_HALF_LIFE_SWAPS),
+    woken: new RunningAverage(LOAD_HALF_LIFE_SWAPS),
   }));
   /** How the next load is expected to be: as the last one, except that a first comes only once. */
   readonly #expected = perRole((): LoadState => "first");
