@@ -34,7 +34,7 @@ export function addSimulate(program: Command, run: Run): void {
   program
     .command("simulate")
     .description("play a swap policy against synthetic or recorded traffic, without a GPU")
-    .option("--policy <name>", Object.keys(POLICIES).join(", "), oneOf(Object.keys(POLICIES) as (keyof typeof POLICIES)[]), "ge")
+    .option("--policy <name>", Object.keys(POLICIES).join(", "), oneOf(Object.keys(POLICIES) as (keyof typeof POLICIES)[]), "least-wait")
     .option("--jobs <count>", `how many jobs (default: ${JOBS}, with --against ${JOBS_AGAINST})`, wholeNumber(1, 10_000_000))
     .option("--service-ms <ms>", "mean time of a job alone on its model, or student=MS,talker=MS", numberPerModel(0.001, 86_400_000), 4000)
     .option("--service-cv <number>", "its coefficient of variation: 1 exponential, 0 constant", number(0, 20), 1)

@@ -139,10 +139,10 @@ const gpuWorker = {
     about:
       "The GPU to use, by its UUID (nvidia-smi -L); workers exclude each other on it. Unset: that of CUDA_VISIBLE_DEVICES, else the first one; without a GPU a name made of DATA_DIR and the host. cpu, or cpu- and more, uses none. Any other name: the first GPU, under that name.",
   }),
-  gpuPolicy: setting("GPU_POLICY", z.enum(["ge", "exhaustive", "fifo"]), {
-    default: "ge",
+  gpuPolicy: setting("GPU_POLICY", z.enum(["least-wait", "ge", "exhaustive", "fifo"]), {
+    default: "least-wait",
     about:
-      "ge: serve the resident model until its queue is empty, unless a job of the other would wait longer than its class's deadline and the resident model has had its quantum. exhaustive: without that bound. fifo: strict arrival order over both queues.",
+      "ge: serve the resident model until its queue is empty, unless a job of the other would wait longer than its class's deadline and the resident model has had its quantum. least-wait: the same bound, but leave, or hold on, as the measured rates make the mean wait least. exhaustive: without that bound. fifo: strict arrival order over both queues.",
   }),
   /** How long a job of each class may wait before its model is swapped in; held only as far as swaps don't eat the GPU's time. */
   deadlinesMs: {
@@ -247,7 +247,7 @@ function deadline(priority: string, fallback: number) {
   return setting(`${priority}_DEADLINE_MS`, milliseconds, {
     default: fallback,
     unit: "milliseconds",
-    about: "The deadline of the class for ge, from acceptance to pick. Raised where swaps alone take too long to hold it.",
+    about: "The deadline of the class for least-wait and ge, from acceptance to pick. Raised where swaps alone take too long to hold it.",
   });
 }
 

@@ -45,7 +45,7 @@ export const RECOMMENDATIONS: readonly Rule[] = [
     condition: `more than ${figure(MANY_SWAPS_PER_100_JOBS, "count")} swaps a hundred jobs`,
     find: (evidence) =>
       runsWhere(evidence, ({ swapsPer100Jobs }) => (swapsPer100Jobs ?? 0) > MANY_SWAPS_PER_100_JOBS).map(({ phase, run }) => ({
-        text: `"${run.label}" swaps often. Raise the deadlines (INTERACTIVE_DEADLINE_MS, NORMAL_DEADLINE_MS), send fewer jobs as interactive, or use GPU_POLICY=ge if it is another.`,
+        text: `"${run.label}" swaps often. Raise the deadlines (INTERACTIVE_DEADLINE_MS, NORMAL_DEADLINE_MS), send fewer jobs as interactive, or use GPU_POLICY=least-wait or ge if it is another.`,
         figures: [["swaps per 100 jobs", run.swapsPer100Jobs!, "count"]],
         phase: phase.id,
       })),

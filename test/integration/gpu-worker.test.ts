@@ -76,7 +76,7 @@ async function end(jobId: string): Promise<JobView> {
   }
 }
 
-for (const policy of ["ge", "exhaustive", "fifo"] as const) {
+for (const policy of ["least-wait", "ge", "exhaustive", "fifo"] as const) {
   test(`600 random jobs under ${policy}: never two models, none stopped mid-request, every job ends once`, async () => {
     const random = seededRandom(policy === "fifo" ? 11 : 7);
     gpu.serviceMs = () => random() * 6;

@@ -95,7 +95,9 @@ test("each run of phase G names its policy by the setting that chooses it", asyn
     telemetry: telemetry({}),
   });
   const { phase } = await runPhaseG(contextOf(measure, { capacities: { student: 1, talker: 1 } }));
-  expect(phase.runs.map(({ settings }) => settings)).toEqual(["ge", "exhaustive", "fifo"].map((GPU_POLICY) => ({ GPU_POLICY })));
+  expect(phase.runs.map(({ settings }) => settings)).toEqual(
+    ["least-wait", "ge", "exhaustive", "fifo"].map((GPU_POLICY) => ({ GPU_POLICY })),
+  );
 });
 
 test("phase E that is interrupted while it waits to kill the model server leaves no run unheard", async () => {

@@ -97,20 +97,31 @@ function expectSound(snapshot: PolicySnapshot, decision: Decision): void {
   // All that waits may be left to another GPU that has its model.
   const own = ROLES.filter((role) => queues[role].depth > 0 && (role === resident || peers[role] === 0));
   if (own.length > 0) expect(decision.action).not.toBe("idle");
+  if (decision.action === "hold") {
+    // Nothing is there to pick, and it asks again by itself.
+    expect(snapshot.running).toBe(0);
+    expect(queues[resident!].depth).toBe(0);
+    expect(queues[OTHER[resident!]].depth).toBeGreaterThan(0);
+    expect(queues[OTHER[resident!]].waiting.interactive).toBe(0);
+    expect(decision.reason).toContain("holding on");
+    expect(decision.askAgainMs).toBeGreaterThan(0);
+  }
   // Nothing can stay that is not there.
   if (resident === null) expect(decision.action).not.toBe("stay");
 }
 
 test.each(Object.entries(POLICIES))(
   "%s swaps only to the other model and only for work, and never idles while there is any",
-  (_name, policy) => {
+  (name, policy) => {
+    // A plan takes its time: fewer of them.
+    const scale = name === "least-wait" ? 0.2 : 1;
     fc.assert(
       fc.property(arbitrarySnapshot, (snapshot) => expectSound(snapshot, policy(snapshot))),
-      RUNS,
+      { numRuns: scale * RUNS.numRuns },
     );
     fc.assert(
       fc.property(arbitraryTraffic, (traffic) => eachDecision(policy, traffic, expectSound)),
-      { numRuns: 100 },
+      { numRuns: scale * 100 },
     );
   },
 );
@@ -286,10 +297,63 @@ test("scaling all times by a factor changes no decision", () => {
           deadlinesMs: perClass((name) => snapshot.deadlinesMs[name] * factor),
         };
         const [one, other] = [policy(snapshot), policy(scaled)];
-        expect({ ...other, reason: "" }).toEqual({ ...one, reason: "" });
+        expect({ ...other, reason: "", askAgainMs: 0 }).toEqual({ ...one, reason: "", askAgainMs: 0 });
         for (const name of PRIORITY_CLASSES) expect(quantum(scaled, name)).toBe(quantum(snapshot, name));
       },
     ),
     RUNS,
+  );
+});
+
+const patient = arbitrarySnapshot.map((snapshot) => ({ ...snapshot, peers: { student: 0, talker: 0 } }));
+const FEW_PLANS = { numRuns: 60 };
+
+test("least-wait keeps ge's bound: whatever is late swaps in as under ge", () => {
+  let late = 0;
+  const check = (snapshot: PolicySnapshot, decision: Decision) => {
+    if (nobodyLate(snapshot)) return;
+    const ge = POLICIES.ge(snapshot);
+    if (ge.action !== "swap") return;
+    late++;
+    expect(decision).toMatchObject({ action: "swap", to: ge.to });
+  };
+  fc.assert(
+    fc.property(arbitraryTraffic, (traffic) => eachDecision(POLICIES["least-wait"], traffic, check)),
+    { numRuns: 20 },
+  );
+  expect(late).toBeGreaterThan(0);
+});
+
+test("least-wait never drains for less urgent jobs, nor swaps away from work without a place to fill", () => {
+  fc.assert(
+    fc.property(patient, (snapshot) => {
+      const { resident, queues, running, rates } = snapshot;
+      if (resident === null || !nobodyLate(snapshot)) return;
+      const [own, other] = [queues[resident], queues[OTHER[resident]]];
+      const decision = POLICIES["least-wait"](snapshot);
+      const next = PRIORITY_CLASSES.find((name) => own.waiting[name] > 0);
+      const asUrgent = PRIORITY_CLASSES.slice(0, PRIORITY_CLASSES.indexOf(next ?? "batch") + 1).some((name) => other.waiting[name] > 0);
+      if (own.depth > 0 && (!asUrgent || (running > 0 && running >= rates[resident].slots))) expect(decision.action).toBe("stay");
+    }),
+    FEW_PLANS,
+  );
+});
+
+test("least-wait holds on for fewer of the other's jobs only: with more of them waiting a swap stays a swap", () => {
+  fc.assert(
+    fc.property(patient, fc.integer({ min: 1, max: 30 }), fc.integer({ min: 1, max: 30 }), (given, few, more) => {
+      if (given.resident === null) return;
+      const at = (depth: number) => {
+        const waiting: QueueSnapshot = {
+          depth,
+          waiting: { interactive: 0, normal: depth, batch: 0 },
+          oldest: { interactive: null, normal: NOW, batch: null },
+        };
+        const queues = { ...given.queues, [given.resident!]: EMPTY_QUEUE, [OTHER[given.resident!]]: waiting };
+        return POLICIES["least-wait"]({ ...given, running: 0, queues }).action;
+      };
+      if (at(few) === "swap") expect(at(few + more)).toBe("swap");
+    }),
+    FEW_PLANS,
   );
 });

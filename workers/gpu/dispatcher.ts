@@ -86,6 +86,8 @@ export class Dispatcher {
   readonly #ageing: Record<Role, AgeingTurn> = { student: new AgeingTurn(), talker: new AgeingTurn() };
   #phase: Phase = "idle";
   #waitsFor: string | null = null;
+  /** When the policy wants to be asked again at the latest, although nothing has happened. */
+  #askAgainAt = Number.POSITIVE_INFINITY;
   #loop: Promise<void> | undefined;
   #stopping = false;
   #wake: () => void = () => {};
@@ -205,6 +207,7 @@ export class Dispatcher {
     }
     if (control.release) return this.#empty("an operator asked for the GPU", () => this.#options.controlDone("release"));
     const decision = await this.#decide(control, backlog, now);
+    this.#askAgainAt = now + (decision.askAgainMs ?? Number.POSITIVE_INFINITY);
     if (decision.action === "swap") return this.#towards(decision.to, decision.reason);
     this.#drainStartedAt = null;
     this.#prefetching?.abort();
@@ -217,7 +220,8 @@ export class Dispatcher {
     this.#phase = decision.action === "idle" ? "idle" : "serving";
     this.#waitsFor = this.#unprepared(backlog).map((role) => this.#options.preparations.status(role).reason)[0] ?? null;
     if (decision.action === "idle" && this.#idleForLong()) return this.#empty(`no work for ${this.#options.idleUnloadMs / 1000} s`);
-    if (decision.action === "idle" || slot.resident === null || backlog[slot.resident.role].depth === 0) return false;
+    if (decision.action === "hold") this.#waitsFor = decision.reason;
+    if (decision.action !== "stay" || slot.resident === null || backlog[slot.resident.role].depth === 0) return false;
     return this.#pick(slot.resident.role, backlog, now);
   }
 
@@ -444,7 +448,7 @@ export class Dispatcher {
     if (this.#woken) return;
     const now = Date.now();
     const due = this.#options.roles.flatMap((role) => [this.#backlog?.[role].nextDueAt, this.#options.guardrails.openUntil(role, now)]);
-    const dueInMs = due.map((at) => (at ?? Number.POSITIVE_INFINITY) - now).filter((ms) => ms > 0);
+    const dueInMs = [...due, this.#askAgainAt].map((at) => (at ?? Number.POSITIVE_INFINITY) - now).filter((ms) => ms > 0);
     let timer: NodeJS.Timeout | undefined;
     await new Promise<void>((resolve) => {
       this.#wake = resolve;

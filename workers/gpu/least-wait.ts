@@ -1,12 +1,23 @@
 import { PRIORITY_CLASSES, type Role } from "../../queues/names.ts";
 import { exhaustive } from "./exhaustive.ts";
-import { lateClass, quantum } from "./ge.ts";
+import { effectiveDeadlineMs, lateClass, quantum } from "./ge.ts";
 import { planFor } from "./plan-memo.ts";
-import { assumed, type Decision, otherOf, type PolicySnapshot, type QueueSnapshot, waitingUpTo } from "./policy.ts";
+import {
+  assumed,
+  type Decision,
+  type ModelRates,
+  otherOf,
+  type PolicySnapshot,
+  type QueueSnapshot,
+  waitingUpTo,
+  workMs,
+} from "./policy.ts";
 
 /** While it holds on, it asks again after half a swap: by then rates that nobody adds to have fallen. */
 const ASK_AGAIN_SWAPS = 0.5;
 const LEAST_ASK_AGAIN_MS = 100;
+/** Nothing is held unless the jobs that it needs are to be expected in this share of the time that is left until someone is late. */
+const HELD_SHARE = 0.25;
 
 /**
  * The least mean time in the system that the measured rates allow, with `ge`'s bound on every class's wait.
@@ -17,8 +28,12 @@ const LEAST_ASK_AGAIN_MS = 100;
  *     something runs:  pick the next job, or pick nothing more and swap when they have ended
  *     nothing runs:    pick or, without a job, hold on; or swap now
  *
- * Urgency is the guard's business, with two exceptions: jobs of the other model that are less urgent than the next of the resident's don't count
- * against it, so no drain for batch work keeps an interactive job waiting; and while an interactive job waits nothing is held.
+ * What the plan can't know, since to it all jobs are alike, stands above it:
+ *   - nobody is left behind who would be late when the other's queue is done and his model is back;
+ *   - jobs of the other model that are less urgent than the next of the resident's don't count against it, so no drain for batch work keeps
+ *     an interactive job waiting;
+ *   - nothing is held unless the jobs that make the swap worth it are to be expected in a quarter of the time that is left until someone is late:
+ *     a sparse model's job would only be fetched at its D, at a worse moment. Interactive jobs are not held at all.
  */
 export function leastWait(snapshot: PolicySnapshot): Decision {
   const { resident, queues, running } = snapshot;
@@ -34,14 +49,34 @@ export function leastWait(snapshot: PolicySnapshot): Decision {
   const others = rivals(own, queues[other]);
   if (goesOn === null || others === 0) return exhaustive(snapshot);
   const goOn = goesOn(resident, own.depth, others, running);
-  if (own.depth > 0) return goOn ? exhaustive(snapshot) : leave(snapshot, resident, other);
+  if (own.depth > 0) {
+    const backMs = rates[other].swapMs + visitMs(rates[other], queues[other].depth) + rates[resident].swapMs;
+    return goOn || untilLateMs(snapshot, resident) <= backMs ? exhaustive(snapshot) : leave(snapshot, resident, other);
+  }
   if (!goOn || queues[other].waiting.interactive > 0) return exhaustive(snapshot);
+  const heldMs = HELD_SHARE * untilLateMs(snapshot, other);
+  if (!(heldMs > 0) || goesOn(resident, 0, others + rates[other].arrivalsPerMs * heldMs, 0)) return exhaustive(snapshot);
   const swapMs = rates[other].loadMs || rates[other].swapMs;
   return {
     action: "hold",
     reason: `holding on for more of the ${other}'s jobs: ${waiting(queues[other].depth)}, a swap would cost ${(swapMs / 1000).toFixed(1)} s`,
     askAgainMs: Math.max(ASK_AGAIN_SWAPS * swapMs, LEAST_ASK_AGAIN_MS),
   };
+}
+
+/** How long a visit takes that begins with so many jobs, until none of them nor of those that come meanwhile is left. */
+function visitMs(rates: ModelRates, jobs: number): number {
+  return workMs(rates, jobs) / Math.max(1 - workMs(rates, rates.arrivalsPerMs), 0);
+}
+
+/** Milliseconds until the first of this model's waiting jobs has waited for its class's D; infinite when none waits. */
+function untilLateMs({ now, queues, rates, deadlinesMs }: PolicySnapshot, role: Role): number {
+  const { oldest } = queues[role];
+  return Math.min(
+    ...PRIORITY_CLASSES.map((name) =>
+      oldest[name] === null ? Number.POSITIVE_INFINITY : oldest[name] + effectiveDeadlineMs(deadlinesMs[name], assumed(rates)) - now,
+    ),
+  );
 }
 
 /** The other model's waiting jobs that count against the resident's next: those that are as urgent. */

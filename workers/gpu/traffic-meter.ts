@@ -38,7 +38,7 @@ export interface Place {
 
 /**
  * λ̂, ŝ and Ŝ of both models and how their jobs slow each other. Half-lives: arrivals five minutes, less where they change (see `ArrivalRate`);
- * services 20 jobs, the batching curve 100 jobs, swaps 3 swaps. No clock of its own: `picked` and `served` are told the time of one that never goes back.
+ * services 20 jobs, times alone and the batching curve 100 jobs, swaps 3 and loads 10 swaps. No clock of its own: `picked` and `served` are told the time of one that never goes back.
  */
 export class TrafficMeter {
   readonly #slots: Record<Role, number>;

@@ -6,7 +6,7 @@ import { duration, plural } from "./format.js";
 
 /** @typedef {GpuView["gpus"][number]} Gpu */
 /** @typedef {{ title: string, more: string, model: Role | null }} Sentence */
-/** @typedef {{ ts: number, tone: "swap" | "stay" | "idle" | "trouble" | "operator", model: Role | null, title: string, more: string }} Line */
+/** @typedef {{ ts: number, tone: "swap" | "stay" | "hold" | "idle" | "trouble" | "operator", model: Role | null, title: string, more: string }} Line */
 /** @typedef {{ title: string, more: string, urgent: boolean }} Notice */
 /** @typedef {Line & { id: string, gpuId: string, isPassing: boolean }} ListedLine `isPassing`: the next line takes its place */
 
@@ -79,8 +79,8 @@ export function lineOf(happening) {
   const of = model === null ? "" : ` (${NAMES[model]})`;
   switch (kind) {
     case "decision": {
-      const titles = { swap: `Swapping to the ${NAMES[model ?? "student"]}`, stay: "Staying", idle: "Resting" };
-      const action = /** @type {"swap" | "stay" | "idle"} */ (happening.action);
+      const titles = { swap: `Swapping to the ${NAMES[model ?? "student"]}`, stay: "Staying", hold: "Holding on", idle: "Resting" };
+      const action = /** @type {"swap" | "stay" | "hold" | "idle"} */ (happening.action);
       return { ts, tone: action, model, title: titles[action] ?? action, more: sentence(happening.reason) };
     }
     case "swap": {
