@@ -34,7 +34,7 @@ const decide = (own: QueueSnapshot, others: QueueSnapshot, over: Partial<PolicyS
     now: NOW,
     resident: "student",
     running: 0,
-    served: 0,
+    served: 8,
     queues: { student: own, talker: others },
     peers: { student: 0, talker: 0 },
     rates: { student: EACH, talker: EACH },
@@ -52,6 +52,11 @@ describe("eight places at 70 % load", () => {
     });
   });
 
+  test("a model that has only just come is not left before it has served a job", () => {
+    expect(decide(normal(1), normal(300)).action).toBe("swap");
+    expect(decide(normal(1), normal(300), { served: 0 }).action).toBe("stay");
+  });
+
   test("with many running, or many of its own waiting, it goes on", () => {
     expect(decide(normal(1), normal(30), { running: 7 }).action).toBe("stay");
     expect(decide(normal(40), normal(30), { running: 1 }).action).toBe("stay");
@@ -65,8 +70,16 @@ describe("eight places at 70 % load", () => {
     expect(decide(EMPTY_QUEUE, normal(1), { rates: { student: slow, talker: slow } })).toEqual({
       action: "hold",
       reason: "holding on for more of the talker's jobs: 1 waits, a swap would cost 30.0 s",
-      askAgainMs: 15_000,
+      askAgainMs: 60_000,
     });
+  });
+
+  test("nobody is held who has waited for two swaps: what was expected didn't come", () => {
+    const slow = { ...EACH, swapMs: 32_000, loadMs: 30_000 };
+    const at = (waitedMs: number) => decide(EMPTY_QUEUE, normal(1), { now: NOW + waitedMs, rates: { student: slow, talker: slow } });
+    expect(at(59_000)).toMatchObject({ action: "swap" });
+    expect(at(30_000)).toMatchObject({ action: "hold", askAgainMs: 30_000 });
+    expect(at(60_000)).toMatchObject({ action: "swap" });
   });
 
   test("an interactive job is neither held nor left behind for less urgent ones", () => {

@@ -3,7 +3,7 @@ import { ROLES, type Role } from "../../queues/names.ts";
 import { leastMeans } from "../../workers/gpu/least-means.ts";
 import { type Optimum, type OptimumModel, type OptimumSystem, solveOptimum } from "../../workers/gpu/optimum.ts";
 import { OPTIMUM_TABLE, playSetting, readSettings, type Setting } from "../../workers/gpu/optimum-table.ts";
-import { POLICIES } from "../../workers/gpu/policy.ts";
+import { POLICIES } from "../../workers/gpu/policies.ts";
 import { leastMeansReport } from "../../workers/gpu/setting-reports.ts";
 
 const other = (role: Role): Role => (role === "student" ? "talker" : "student");

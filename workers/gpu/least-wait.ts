@@ -13,11 +13,10 @@ import {
   workMs,
 } from "./policy.ts";
 
-/** While it holds on, it asks again after half a swap: by then rates that nobody adds to have fallen. */
-const ASK_AGAIN_SWAPS = 0.5;
-const LEAST_ASK_AGAIN_MS = 100;
-/** Nothing is held unless the jobs that it needs are to be expected in this share of the time that is left until someone is late. */
-const HELD_SHARE = 0.25;
+/** A hold is a bet on what comes: nobody has waited for longer than so many swaps when it is given up, so a bet lost costs little more than it could win. */
+const HELD_SWAPS = 2;
+/** Timers shorter than this are not worth their while. */
+const LEAST_ASK_AGAIN_MS = 10;
 
 /**
  * The least mean time in the system that the measured rates allow, with `ge`'s bound on every class's wait.
@@ -29,11 +28,12 @@ const HELD_SHARE = 0.25;
  *     nothing runs:    pick or, without a job, hold on; or swap now
  *
  * What the plan can't know, since to it all jobs are alike, stands above it:
+ *   - a model that has only just come serves a job at least, so that whatever was rounded or has changed no swap was for nothing;
  *   - nobody is left behind who would be late when the other's queue is done and his model is back;
  *   - jobs of the other model that are less urgent than the next of the resident's don't count against it, so no drain for batch work keeps
  *     an interactive job waiting;
- *   - nothing is held unless the jobs that make the swap worth it are to be expected in a quarter of the time that is left until someone is late:
- *     a sparse model's job would only be fetched at its D, at a worse moment. Interactive jobs are not held at all.
+ *   - nothing is held but what has waited for less than two swaps, and only if the jobs that make the swap worth it are to be expected by then;
+ *     interactive jobs are not held at all.
  */
 export function leastWait(snapshot: PolicySnapshot): Decision {
   const { resident, queues, running } = snapshot;
@@ -51,17 +51,25 @@ export function leastWait(snapshot: PolicySnapshot): Decision {
   const goOn = goesOn(resident, own.depth, others, running);
   if (own.depth > 0) {
     const backMs = rates[other].swapMs + visitMs(rates[other], queues[other].depth) + rates[resident].swapMs;
-    return goOn || untilLateMs(snapshot, resident) <= backMs ? exhaustive(snapshot) : leave(snapshot, resident, other);
+    return goOn || snapshot.served === 0 || untilLateMs(snapshot, resident) <= backMs
+      ? exhaustive(snapshot)
+      : leave(snapshot, resident, other);
   }
   if (!goOn || queues[other].waiting.interactive > 0) return exhaustive(snapshot);
-  const heldMs = HELD_SHARE * untilLateMs(snapshot, other);
-  if (!(heldMs > 0) || goesOn(resident, 0, others + rates[other].arrivalsPerMs * heldMs, 0)) return exhaustive(snapshot);
   const swapMs = rates[other].loadMs || rates[other].swapMs;
+  const leftMs = HELD_SWAPS * swapMs - waitedMs(snapshot, other);
+  // Without the jobs that make the swap worth it a hold only puts it off.
+  if (!(leftMs > 0) || goesOn(resident, 0, others + rates[other].arrivalsPerMs * leftMs, 0)) return exhaustive(snapshot);
   return {
     action: "hold",
     reason: `holding on for more of the ${other}'s jobs: ${waiting(queues[other].depth)}, a swap would cost ${(swapMs / 1000).toFixed(1)} s`,
-    askAgainMs: Math.max(ASK_AGAIN_SWAPS * swapMs, LEAST_ASK_AGAIN_MS),
+    askAgainMs: Math.max(leftMs, LEAST_ASK_AGAIN_MS),
   };
+}
+
+/** Milliseconds that the longest waiting job of this model has waited. */
+function waitedMs({ now, queues }: PolicySnapshot, role: Role): number {
+  return Math.max(...PRIORITY_CLASSES.map((name) => now - (queues[role].oldest[name] ?? now)));
 }
 
 /** How long a visit takes that begins with so many jobs, until none of them nor of those that come meanwhile is left. */
