@@ -1,5 +1,6 @@
 import type { Command } from "commander";
 import { checkHealth } from "../producers/healthcheck.ts";
+import { readConfig } from "../queues/config.ts";
 import { type Run, say } from "./run.ts";
 
 export function addHealthcheck(program: Command, run: Run): void {
@@ -12,7 +13,7 @@ export function addHealthcheck(program: Command, run: Run): void {
 }
 
 async function runHealthcheck(url: string, options: { json?: boolean }): Promise<number> {
-  const health = await checkHealth(url, process.env.MODEL_API_KEY);
+  const health = await checkHealth(url, readConfig().modelApiKey);
   say(
     options.json
       ? `${JSON.stringify(health)}\n`

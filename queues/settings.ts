@@ -240,6 +240,10 @@ const engines = {
     default: "llama-server",
     about: "The program to start for the mode llamacpp.",
   }),
+  modelApiKey: optionalSetting("MODEL_API_KEY", z.string(), {
+    secret: true,
+    about: "The key that mathllm healthcheck sends to the model server it asks.",
+  }),
   forceLoad: setting("FORCE_LOAD", flag, { default: 0, about: "1: load a model even though it is reckoned not to fit." }),
 };
 

@@ -58,7 +58,6 @@ test("the code reads no variable of ours that the schema does not have", () => {
     "XDG_CACHE_HOME",
     "HF_ENDPOINT",
     "MODEL_ENDPOINT",
-    "MODEL_API_KEY",
     "VLLM_SERVER_DEV_MODE",
     "API_URL",
   ];

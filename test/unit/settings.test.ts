@@ -54,7 +54,7 @@ describe("an unknown name", () => {
   test("of another program is not taken for ours", () => {
     const others =
       "GH_TOKEN GITHUB_TOKEN HOME HOSTNAME LOGNAME TERM HOSTS PORTS POST HF_HOME HF_ENDPOINT HF_TOKEN_PATH CUDA_VISIBLE_DEVICES " +
-      "VLLM_PORT VLLM_API_KEY LLAMA_API_KEY MODEL_API_KEY MODEL_ENDPOINT API_URL REDIS_HOST REDIS_PORT REDIS_PASSWORD DATABASE_URL " +
+      "VLLM_PORT VLLM_API_KEY LLAMA_API_KEY MODEL_ENDPOINT API_URL REDIS_HOST REDIS_PORT REDIS_PASSWORD DATABASE_URL " +
       "COMPOSE_FILE OTEL_EXPORTER_OTLP_TRACES_ENDPOINT OTEL_EXPORTER_OTLP_HEADERS NODE_ENV JOB_ID GPU_DEVICE_ORDINAL OPENAI_API_KEY";
     expect(misspelt(Object.fromEntries(others.split(" ").map((name) => [name, "x"])))).toEqual([]);
     expect(misspelt(childEnvironment())).toEqual([]);
