@@ -16,58 +16,28 @@ interface Description<V> {
   example?: string;
 }
 
-/** User and password of a URL, be it a valid one or not. */
-const USER_INFO = /(?<=:\/\/).*(?=@)/;
-
 /** One variable of the environment: how it is read, and what people are told of it. */
-export class Setting<V = unknown> implements Description<V> {
-  readonly env: string;
-  readonly schema: z.ZodType<V>;
-  readonly about: string;
-  readonly unit: Unit | undefined;
-  readonly secret: true | undefined;
-  readonly default: string | number | undefined;
-  readonly unset: V | undefined;
-  readonly example: string | undefined;
-
-  constructor(env: string, schema: z.ZodType<V>, description: Description<V>) {
-    this.env = env;
-    this.schema = schema;
-    this.about = description.about;
-    this.unit = description.unit;
-    this.secret = description.secret;
-    this.default = description.default;
-    this.unset = description.unset;
-    this.example = description.example;
-  }
-
-  /** An empty value counts as unset, so that `NAME=` in a file means the default. `wrong`: what was expected and what came, a line each. */
-  read(env: Record<string, string | undefined>): { value: V | undefined; wrong: string[] } {
-    const given = env[this.env] || undefined;
-    const text = given ?? this.default;
-    if (text === undefined) return { value: this.unset, wrong: [] };
-    const { data, error } = this.schema.safeParse(String(text));
-    const came = this.secret ? "a value that is not shown" : JSON.stringify(given?.replace(USER_INFO, "…"));
-    return { value: data, wrong: (error?.issues ?? []).map(({ message }) => `${this.env}: ${message}; got ${came}`) };
-  }
+export interface Setting<V = unknown> extends Description<V> {
+  env: string;
+  schema: z.ZodType<V>;
 }
 
 /** A setting that has a value also where nothing is given. */
-export function setting<S extends z.ZodType>(
+export function setting<V>(
   env: string,
-  schema: S,
-  description: Description<z.output<S>> & ({ default: string | number } | { unset: z.output<S> }),
-): Setting<z.output<S>> {
-  return new Setting(env, schema as z.ZodType<z.output<S>>, description);
+  schema: z.ZodType<V>,
+  description: Description<NoInfer<V>> & ({ default: string | number } | { unset: NoInfer<V> }),
+): Setting<V> {
+  return { env, schema, ...description };
 }
 
 /** A setting that is undefined where nothing is given. */
-export function optionalSetting<S extends z.ZodType>(
+export function optionalSetting<V>(
   env: string,
-  schema: S,
-  description: Omit<Description<z.output<S>>, "default" | "unset">,
-): Setting<z.output<S> | undefined> {
-  return new Setting(env, schema as z.ZodType<z.output<S> | undefined>, description);
+  schema: z.ZodType<V>,
+  description: Omit<Description<V>, "default" | "unset">,
+): Setting<V | undefined> {
+  return { env, schema, ...description };
 }
 
 /** Settings by the fields of the configuration that they become. */
@@ -83,21 +53,39 @@ export type ValuesOf<T> =
         [F in keyof T as undefined extends ValuesOf<T[F]> ? F : never]?: ValuesOf<T[F]>;
       };
 
+/** A table has no text among its fields. */
+const isSetting = (each: Setting | SettingTable): each is Setting => typeof each.env === "string";
+
 /** Every setting of a table, in its order, with the field it becomes. */
 export function* settingsOf(table: SettingTable): Generator<{ field: string; setting: Setting }> {
   for (const [field, each] of Object.entries(table)) {
-    if (each instanceof Setting) yield { field, setting: each };
+    if (isSetting(each)) yield { field, setting: each };
     else yield* settingsOf(each);
   }
 }
 
+type Environment = Record<string, string | undefined>;
+
 /** The values of a table's settings. What is wrong with them is added to `wrong`; if anything is, the values are not to be used. */
-export function readSettings<T extends SettingTable>(table: T, env: Record<string, string | undefined>, wrong: string[]): ValuesOf<T> {
-  const entries = Object.entries(table).map(([field, each]): [string, unknown] => {
-    if (!(each instanceof Setting)) return [field, readSettings(each, env, wrong)];
-    const read = each.read(env);
-    wrong.push(...read.wrong);
-    return [field, read.value];
-  });
+export function readSettings<T extends SettingTable>(table: T, env: Environment, wrong: string[]): ValuesOf<T> {
+  const entries = Object.entries(table).map(([field, each]): [string, unknown] => [
+    field,
+    isSetting(each) ? readSetting(each, env, wrong) : readSettings(each, env, wrong),
+  ]);
   return Object.fromEntries(entries) as ValuesOf<T>;
+}
+
+/** User and password of a URL, be it a valid one or not. */
+const USER_INFO = /(?<=:\/\/).*(?=@)/;
+
+/** An empty value counts as unset, so that `NAME=` in a file means the default. */
+function readSetting(setting: Setting, env: Environment, wrong: string[]): unknown {
+  const given = env[setting.env] || undefined;
+  const text = given ?? setting.default;
+  // Whoever gets a list may change it.
+  if (text === undefined) return structuredClone(setting.unset);
+  const { data, error } = setting.schema.safeParse(String(text));
+  const came = setting.secret ? "a value that is not shown" : JSON.stringify(given?.replace(USER_INFO, "…"));
+  for (const { message } of error?.issues ?? []) wrong.push(`${setting.env}: ${message}; got ${came}`);
+  return data;
 }
