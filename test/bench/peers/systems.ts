@@ -109,10 +109,10 @@ export function llamaSwap(bin: string, server: ModelServer): RouterSystem {
   };
 }
 
-export function versionOf(bin: string, ...args: string[]): string {
-  return execFileSync(bin, args, { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] })
-    .trim()
-    .split("\n")[0]!;
+/** The first line that `--version` prints, to either stream. */
+export function versionOf(bin: string): string {
+  const { stdout, stderr } = spawnSync(bin, ["--version"], { encoding: "utf8" });
+  return `${stdout}${stderr}`.trim().split("\n")[0]!;
 }
 
 export async function freePort(): Promise<number> {
