@@ -4,8 +4,7 @@ import { optionalSetting, setting } from "./setting.ts";
 import { flag, port, serverUrl, wholeNumber } from "./setting-values.ts";
 
 /** `llamacpp` starts llama-server; `ollama` and `remote` use a server that runs already. */
-export const ENGINE_MODES = ["embedded", "vllm", "llamacpp", "ollama", "remote"] as const;
-export type EngineMode = (typeof ENGINE_MODES)[number];
+const ENGINE_MODES = ["embedded", "vllm", "llamacpp", "ollama", "remote"] as const;
 
 export const DEFAULT_OLLAMA_URL = "http://127.0.0.1:11434";
 

@@ -21,6 +21,11 @@ test("no name is declared twice", () => {
   expect(new Set(SETTING_NAMES).size).toBe(SETTING_NAMES.length);
 });
 
+test("a list that is not set is no one's but the reader's", () => {
+  readConfig({}).corsOrigins.push("https://app.example.org");
+  expect(readConfig({}).corsOrigins).toEqual([]);
+});
+
 describe("an unknown name", () => {
   const misspelt = (env: NodeJS.ProcessEnv) => unknownSettings(env).map(({ name, meant }) => `${name} ${meant}`);
 
