@@ -25,7 +25,7 @@ const STUDENT_MAX_TOKENS = 200;
 const LARGER_ROUNDS = 3;
 const LARGER_TOKENS = 128;
 const WRITERS = 7;
-const LONG_PROMPT = `${"7 + ".repeat(1500)}1`;
+const LONG_PROMPT = `${"7 + ".repeat(1000)}1`;
 
 const problems = readFileSync(path.join(import.meta.dirname, "../../models/held-out.jsonl"), "utf8")
   .split("\n", PROBLEMS_A_ROUND * STUDENT_ROUNDS)
@@ -203,7 +203,7 @@ if (wanted("speculation")) {
 }
 if (wanted("larger")) {
   const cases = [1, 4, 8].flatMap((parallel) => {
-    const changes = { model, requests: 2 * parallel, maxTokens: LARGER_TOKENS };
+    const changes = { model, requests: parallel, maxTokens: LARGER_TOKENS };
     return [caseOf("embedded", parallel, changes), caseOf("llamacpp", parallel, changes)];
   });
   await compare(`76 million parameters of random weights, ${LARGER_TOKENS} tokens each`, LARGER_ROUNDS, cases);
