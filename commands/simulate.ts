@@ -117,6 +117,7 @@ function runOne(options: SimulateOptions): number {
     drawSwapMs: swapDraw(swapCv, seed),
     deadlinesMs,
     admission,
+    leavesEarly: policy === "least-wait",
   });
   say(options.json ? `${JSON.stringify({ policy, ...result })}\n` : simulationReport(policy, result));
   return 0;

@@ -48,6 +48,7 @@ export function expectedWaitMs(
     ready: hasResident(worker, resident),
     running,
     deadlineMs: worker.deadlinesMs[name],
+    leavesEarly: worker.policy === "least-wait",
   });
   return estimatedMs === null ? null : Math.max(estimatedMs, limitWaitMs(backlog[role], ahead));
 }

@@ -32,6 +32,8 @@ export interface WaitSituation {
   running: number;
   /** D of the class, as it is held. */
   deadlineMs: number;
+  /** The policy may leave a model before its queue is empty, as `least-wait` does. */
+  leavesEarly?: boolean;
 }
 
 /** The reckoning ends after so many visits. */
@@ -55,11 +57,21 @@ interface Queue {
 
 /**
  * Milliseconds from now until a job with `ahead` jobs before it is picked; null while what it needs has not been measured.
- * A mean-value reckoning of the `ge` policy, visit by visit: a queue grows by λ̂ and shrinks by c/ŝ while its model is resident; a visit ends
+ * A mean-value reckoning of the `ge` policy, or of `least-wait`, visit by visit: a queue grows by λ̂ and shrinks by c/ŝ while its model is resident; a visit ends
  * when the queue is empty, or when the other's oldest job is late and the quantum served; then comes a swap of Ŝ. A model that has not been
  * measured is taken to be like the other. All jobs are taken to be of this class: more urgent ones still to come are not foreseen.
  */
-export function estimateWaitMs({ role, ahead, models, resident, ready, residentMs, running, deadlineMs }: WaitSituation): number | null {
+export function estimateWaitMs({
+  role,
+  ahead,
+  models,
+  resident,
+  ready,
+  residentMs,
+  running,
+  deadlineMs,
+  leavesEarly = false,
+}: WaitSituation): number | null {
   const otherRole = role === "student" ? "talker" : "student";
   if (resident === role && ready && running + ahead < models[role].slots && models[otherRole].depth === 0) return 0;
   const own = queueOf(models[role], models[otherRole]);
@@ -82,7 +94,7 @@ export function estimateWaitMs({ role, ahead, models, resident, ready, residentM
     const pickMs = before < free ? 0 : ((before - free + 1) * own.serviceMs) / own.slots;
     if (mine && (pickMs <= lateMs || visit >= MAX_VISITS)) return Math.round(elapsedMs + pickMs);
     // Ŝ holds the drain, in which the last jobs end.
-    const stayMs = mine ? lateMs : Math.min(lateMs, Math.max(emptyMs(here, here.depth + busy) - here.serviceMs, 0));
+    const stayMs = mine ? lateMs : Math.min(lateMs, visitMs(here, there, here.depth + busy, leavesEarly));
     const served = (stayMs * here.slots) / here.serviceMs;
     const awayMs = stayMs + there.swapMs;
     if (mine) before = Math.max(before - served, 0);
@@ -129,6 +141,26 @@ function quantumMs(here: Queue, there: Queue, leftMs: number, otherMs: number, d
   if (load < OVERLOAD && leftMs + otherMs < deadlineMs) return evenMs;
   const swapMs = (here.swapMs + there.swapMs) / 2;
   return Math.max(evenMs, deadlineMs - 2 * swapMs - here.serviceMs, swapMs / SWAP_SHARE);
+}
+
+/**
+ * How long a visit goes on picking. It ends when nothing is left, the last job's time apart, which Ŝ holds; or, left early, with so many running
+ * that the other's jobs would lose more by the wait for an empty model, E, beyond the drain, D, than those that still come here gain: these, λ̂·E,
+ * are spared the other's visit and both swaps.
+ */
+function visitMs(here: Queue, there: Queue, jobs: number, leavesEarly: boolean): number {
+  const wholeMs = emptyMs(here, jobs);
+  if (!leavesEarly) return Math.max(wholeMs - here.serviceMs, 0);
+  let drainMs = 0;
+  let leftMs = here.serviceMs;
+  for (let k = 1; k < here.slots; k++) {
+    drainMs += here.serviceMs / k;
+    const untilEmptyMs = emptyMs(here, k);
+    const waiting = there.depth + there.arrivalsPerMs * Math.max(wholeMs - untilEmptyMs, 0);
+    const awayMs = here.swapMs + there.swapMs + workMs(there, waiting);
+    if (waiting * (untilEmptyMs - drainMs) > here.arrivalsPerMs * untilEmptyMs * awayMs) leftMs = untilEmptyMs;
+  }
+  return Math.max(wholeMs - leftMs, 0);
 }
 
 /**

@@ -218,3 +218,28 @@ describe("in the simulator", () => {
     expect(Math.abs(estimateError!.meanMs) / meanWaitMs).toBeLessThan(0.02);
   });
 });
+
+test("under least-wait a visit is not taken to last until the last trickle has ended", () => {
+  const jobs = syntheticTraffic({
+    jobs: 10_000,
+    serviceMs: 4000,
+    serviceCv: 1,
+    slots: 8,
+    mix: 0.5,
+    load: 0.7,
+    burst: 1,
+    classes: { normal: 1 },
+    seed: 1,
+  });
+  const errorOf = (leavesEarly: boolean) =>
+    simulate({
+      jobs,
+      policy: POLICIES["least-wait"],
+      slots: 8,
+      swapMs: { student: 10_000, talker: 10_000 },
+      deadlinesMs: DEFAULT_DEADLINES_MS,
+      leavesEarly,
+    }).estimateError!;
+  expect(errorOf(true).meanAbsMs).toBeLessThan(0.8 * errorOf(false).meanAbsMs);
+  expect(Math.abs(errorOf(true).meanMs)).toBeLessThan(0.7 * Math.abs(errorOf(false).meanMs));
+});

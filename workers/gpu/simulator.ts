@@ -35,6 +35,8 @@ export interface SimulationOptions {
   deadlinesMs: Record<PriorityClass, number>;
   /** Turns away an interactive or normal job whose estimated wait is beyond its class's D, as the API does; `batch` is bounded by depth alone. */
   admission?: boolean;
+  /** For the estimates: the policy may leave a model before its queue is empty. */
+  leavesEarly?: boolean;
 }
 
 /** All but `shed` is of the accepted jobs. */
@@ -59,7 +61,17 @@ export interface SimulationResult extends WaitStats {
 const NO_SLOWING: Record<Role, number> = { student: 1, talker: 1 };
 
 export function simulate(options: SimulationOptions): SimulationResult {
-  const { jobs, policy, slots, batchExponent = NO_SLOWING, swapMs, drawSwapMs = (ms) => ms, deadlinesMs, admission = false } = options;
+  const {
+    jobs,
+    policy,
+    slots,
+    batchExponent = NO_SLOWING,
+    swapMs,
+    drawSwapMs = (ms) => ms,
+    deadlinesMs,
+    admission = false,
+    leavesEarly = false,
+  } = options;
   const queues = { student: new ClassQueue(jobs), talker: new ClassQueue(jobs) };
   const ageing = { student: new AgeingTurn(), talker: new AgeingTurn() };
   const meter = new TrafficMeter({ student: slots, talker: slots });
@@ -106,6 +118,7 @@ export function simulate(options: SimulationOptions): SimulationResult {
       residentMs: now - readyAtMs,
       running: card.running,
       deadlineMs,
+      leavesEarly,
     });
     return { waitMs, deadlineMs };
   };
