@@ -4,7 +4,7 @@ import { startApi } from "../api/main.ts";
 import { createBoard } from "../dashboards/board.ts";
 import { createDocs } from "../dashboards/docs/router.ts";
 import { createLivePage } from "../dashboards/live/page.ts";
-import { readConfig } from "../queues/config.ts";
+import { type Config, readConfig } from "../queues/config.ts";
 import { startTracing } from "../queues/tracing.ts";
 import { describeUnknown, unknownSettings } from "../queues/unknown-settings.ts";
 import { engineFactory } from "../workers/engines/engines.ts";
@@ -29,14 +29,17 @@ export function addStart(program: Command, run: Run): void {
     .action(() => run(runWorker));
 }
 
-/** A name that only resembles a setting may be another program's. */
-function warnOfUnknownSettings(log: Logger): void {
-  for (const each of unknownSettings(process.env)) log.warn(describeUnknown(each));
+/** A log that begins with the names in the environment that only resemble a setting: they may be another program's. */
+function openLog(config: Config, part?: "api" | "worker"): Logger {
+  const log = part === undefined ? logTo(config) : logTo(config).child({ process: part });
+  // The process that supervises a worker has the same environment, and has warned.
+  const hasWarned = part === "worker" && process.send !== undefined;
+  if (!hasWarned) for (const each of unknownSettings(process.env)) log.warn(describeUnknown(each));
+  return log;
 }
 
 async function runStart(): Promise<number> {
-  const log = logTo(readConfig());
-  warnOfUnknownSettings(log);
+  const log = openLog(readConfig());
   const system = await startSystem(process.env, log);
   say(`mathllm is up. Ctrl-C drains and stops; a second one stops at once.
   live page    ${system.url}
@@ -57,8 +60,7 @@ async function runStart(): Promise<number> {
 async function runApi(): Promise<number> {
   growHeapSlowly();
   const config = readConfig();
-  const log = logTo(config).child({ process: "api" });
-  warnOfUnknownSettings(log);
+  const log = openLog(config, "api");
   const stopTracing = await startTracing("mathllm-api", config.otlpEndpoint);
   return withRedis(config, log, async (redisUrl) => {
     const api = await startApi({ config, redisUrl, log, createBoard, createPage: createLivePage, createDocs, version: VERSION });
@@ -75,9 +77,7 @@ async function runApi(): Promise<number> {
 
 async function runWorker(): Promise<number> {
   const config = readConfig();
-  const log = logTo(config).child({ process: "worker" });
-  // The process that supervises a worker has the same environment, and has warned.
-  if (process.send === undefined) warnOfUnknownSettings(log);
+  const log = openLog(config, "worker");
   const stopTracing = await startTracing("mathllm-worker", config.otlpEndpoint);
   return withRedis(config, log, async (redisUrl) => {
     const worker = await startGpuWorker({

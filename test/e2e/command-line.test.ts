@@ -187,6 +187,12 @@ describe("wrong use", () => {
     expect(stderr).toMatch(/PORT: .*got "abc"/);
   });
 
+  test("a name that resembles a setting is told once, and no obstacle", async () => {
+    const { code, stderr } = await mathllm(["api"], { LOGLEVEL: "debug", LOG_LEVEL: "warn", DATA_DIR: "/dev/null/none" });
+    expect([code, stderr.match(/unknown setting LOGLEVEL; did you mean LOG_LEVEL\?/g)]).toEqual([2, [expect.any(String)]]);
+    expect(stderr).toContain("DATA_DIR: expected");
+  });
+
   test("no API there: says where and what to do", async () => {
     const { code, stderr } = await mathllm(["solve", "1 + 1", "--url", "http://127.0.0.1:9"]);
     expect(code).toBe(1);
