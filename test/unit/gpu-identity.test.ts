@@ -124,3 +124,12 @@ test("a folder that can't be written is said", async () => {
 test("process identities are compared only within one pid namespace", () => {
   if (process.platform === "linux") expect(hostBoot()).toMatch(/\/pid:\[\d+\]$/);
 });
+
+test("a PATH on which the system may not look everywhere is no broken driver; a program that may not be run is one", async () => {
+  // What is executed is refused with EACCES, as in a folder that can't be searched.
+  await mkdir(path.join(folder, "nvidia-smi"));
+  expect(await askNvidiaSmi(["-L"], { retryMs: 1 })).toBeNull();
+  await rm(path.join(folder, "nvidia-smi"), { recursive: true });
+  await writeFile(path.join(folder, "nvidia-smi"), "#!/bin/sh\n", { mode: 0o644 });
+  await expect(askNvidiaSmi(["-L"], { retryMs: 1 })).rejects.toMatchObject({ code: "gpu-unreadable" });
+});

@@ -1,4 +1,6 @@
 import { execFile } from "node:child_process";
+import { stat } from "node:fs/promises";
+import path from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
 import { MathllmError } from "../../queues/errors.ts";
@@ -26,6 +28,7 @@ export async function askNvidiaSmi(
     } catch (error) {
       const { code, killed, stdout = "", stderr = "" } = error as { code?: unknown; killed?: boolean; stdout?: string; stderr?: string };
       if (code === "ENOENT" || findsNoDevice(stdout + stderr)) return null;
+      if (code === "EACCES" && !(await isOnPath("nvidia-smi"))) return null;
       if (triesLeft <= 0) {
         const said = `${stdout} ${stderr}`.replace(/\s+/g, " ").trim().replace(/\.$/, "").slice(0, SHOWN_CHARACTERS);
         const how = killed ? `did not answer within ${timeoutMs} ms` : `failed (${String(code)})`;
@@ -41,6 +44,13 @@ export function unreadable(what: string): MathllmError {
     "gpu-unreadable",
     `Expected nvidia-smi to tell of the GPU; ${what}. Mend the driver (a restart may do), or set GPU_ID=cpu to run the models on the CPU.`,
   );
+}
+
+/** Whether a folder of the PATH holds such a file. One folder that can't be searched makes the system say EACCES of a program that is nowhere. */
+async function isOnPath(program: string): Promise<boolean> {
+  const files = (process.env.PATH ?? "").split(path.delimiter).map((folder) => path.join(folder, program));
+  const looks = await Promise.all(files.map((file) => stat(file).catch(() => null)));
+  return looks.some((look) => look?.isFile());
 }
 
 function findsNoDevice(text: string): boolean {
