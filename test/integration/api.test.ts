@@ -248,7 +248,9 @@ describe("GET and DELETE /jobs/:id", () => {
     const ids = await Promise.all(Array.from({ length: 5 }, () => accepted({ problem: "1" })));
     expect((await get("/readyz")).status).toBe(503);
     await publishStatus(queues.redis, status);
-    expect([await (await get("/readyz")).json()]).toMatchObject([{ ready: true, workers: 1, residentModel: "student", reason: null }]);
+    expect([await (await get("/readyz")).json()]).toMatchObject([
+      { ready: true, workers: 1, residentModel: "student", reason: "no such file" },
+    ]);
     const views = (await Promise.all(ids.map(view))).sort((a, b) => a.position! - b.position!);
     expect(views.map(({ position, estimatedStartMs }) => [position, estimatedStartMs])).toEqual([
       [0, 50],
