@@ -1,5 +1,6 @@
 import { parseArgs } from "node:util";
 import { KILL_KINDS, runRedisKills } from "./redis-kills.ts";
+import { runScript, UsageError, wholeNumber } from "./usage.ts";
 
 /** npm run test:redis-kills: exit code 0 without violations, 1 with, 2 on wrong usage. */
 
@@ -9,29 +10,15 @@ const HELP = `npm run test:redis-kills -- [options]
   --jobs N    how many jobs come meanwhile (600)
 `;
 
-function fail(message: string): never {
-  process.stderr.write(`${message}\n\n${HELP}`);
-  process.exit(2);
-}
-
-function wholeNumber(name: string, text: string): number {
-  if (!/^\d{1,9}$/.test(text)) fail(`${name}: expected a whole number; got ${text}`);
-  return Number(text);
-}
-
 function options() {
-  try {
-    return parseArgs({
-      options: {
-        seed: { type: "string", default: "1" },
-        kills: { type: "string", default: "200" },
-        jobs: { type: "string", default: "600" },
-        help: { type: "boolean", default: false },
-      },
-    }).values;
-  } catch (error) {
-    fail((error as Error).message);
-  }
+  return parseArgs({
+    options: {
+      seed: { type: "string", default: "1" },
+      kills: { type: "string", default: "200" },
+      jobs: { type: "string", default: "600" },
+      help: { type: "boolean", default: false },
+    },
+  }).values;
 }
 
 async function main(): Promise<number> {
@@ -41,7 +28,7 @@ async function main(): Promise<number> {
     return 0;
   }
   const kills = wholeNumber("--kills", values.kills);
-  if (kills < KILL_KINDS.length) fail(`--kills: expected at least ${KILL_KINDS.length}; got ${kills}`);
+  if (kills < KILL_KINDS.length) throw new UsageError(`--kills: expected at least ${KILL_KINDS.length}; got ${kills}`);
   const interrupted = new AbortController();
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => interrupted.abort(new Error(`interrupted by ${signal}`)));
   const { violations, ...report } = await runRedisKills({
@@ -56,7 +43,4 @@ async function main(): Promise<number> {
   return violations.length === 0 ? 0 : 1;
 }
 
-process.exitCode = await main().catch((error: Error) => {
-  process.stderr.write(`${error.message}\n`);
-  return 1;
-});
+await runScript(HELP, main);

@@ -1,6 +1,7 @@
 import { parseArgs } from "node:util";
 import Table from "cli-table3";
 import { KILL_TARGETS, PAUSE_TARGETS, runStorm, type StormReport } from "./storm.ts";
+import { runScript, UsageError, wholeNumber } from "./usage.ts";
 
 /** npm run test:faults: the long fault storm. Exit code 0 without violations, 1 with, 2 on wrong usage. */
 
@@ -14,44 +15,31 @@ const HELP = `npm run test:faults -- [options]
 `;
 const SHOWN_VIOLATIONS = 50;
 
-function fail(message: string): never {
-  process.stderr.write(`${message}\n\n${HELP}`);
-  process.exit(2);
-}
-
-function wholeNumber(name: string, text: string): number {
-  if (!/^\d{1,9}$/.test(text)) fail(`${name}: expected a whole number; got ${text}`);
-  return Number(text);
-}
-
 function counts<T extends string>(name: string, text: string, targets: readonly T[]): Record<T, number> {
   const each = /^\d+$/.test(text) ? wholeNumber(name, text) : undefined;
   const result = Object.fromEntries(targets.map((target) => [target, each ?? 0])) as Record<T, number>;
   if (each !== undefined) return result;
   for (const part of text.split(",")) {
     const [target, count] = part.split("=");
-    if (!targets.includes(target as T)) fail(`${name}: expected a number, or ${targets.join(", ")}, each with = and a number; got ${part}`);
+    if (!targets.includes(target as T))
+      throw new UsageError(`${name}: expected a number, or ${targets.join(", ")}, each with = and a number; got ${part}`);
     result[target as T] = wholeNumber(name, count ?? "");
   }
   return result;
 }
 
 function options() {
-  try {
-    return parseArgs({
-      options: {
-        seed: { type: "string", default: "1" },
-        jobs: { type: "string", default: "2000" },
-        kills: { type: "string", default: "5" },
-        pauses: { type: "string", default: "2" },
-        "every-s": { type: "string", default: "12" },
-        "bound-s": { type: "string", default: "240" },
-        help: { type: "boolean", default: false },
-      },
-    }).values;
-  } catch (error) {
-    fail((error as Error).message);
-  }
+  return parseArgs({
+    options: {
+      seed: { type: "string", default: "1" },
+      jobs: { type: "string", default: "2000" },
+      kills: { type: "string", default: "5" },
+      pauses: { type: "string", default: "2" },
+      "every-s": { type: "string", default: "12" },
+      "bound-s": { type: "string", default: "240" },
+      help: { type: "boolean", default: false },
+    },
+  }).values;
 }
 
 function print(report: StormReport): void {
@@ -110,7 +98,4 @@ async function main(): Promise<number> {
   return report.violations.length === 0 ? 0 : 1;
 }
 
-process.exitCode = await main().catch((error: Error) => {
-  process.stderr.write(`${error.message}\n`);
-  return 1;
-});
+await runScript(HELP, main);
